@@ -1,0 +1,62 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>Turns the elements of a batch into vectors: [batch, time, width].</summary>
+internal abstract class SequenceEmbedding(string name) : nn.Module<SequenceBatch, Tensor>(name);
+
+/// <summary>Numeric elements: an affine map of the channels of each position.</summary>
+internal sealed class SeriesEmbedding : SequenceEmbedding
+{
+    private readonly Linear projection;
+
+    public SeriesEmbedding(int channels, int width) : base(nameof(SeriesEmbedding))
+    {
+        projection = nn.Linear(channels, width);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(SequenceBatch batch) => projection.call(batch.Elements.to(projection.weight.dtype));
+}
+
+/// <summary>Token ids 0 … tokens − 1: one learned vector each.</summary>
+internal sealed class TokenEmbedding : SequenceEmbedding
+{
+    private readonly Embedding table;
+
+    public TokenEmbedding(int tokens, int width) : base(nameof(TokenEmbedding))
+    {
+        table = nn.Embedding(tokens, width);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(SequenceBatch batch) => table.call(batch.Elements);
+}
+
+/// <summary>
+/// Words: the vectors of a word's hashed pieces (itself and its character n-grams), summed. Bojanowski et al., "Enriching word vectors with subword
+/// information", 2017, equation 2.
+/// </summary>
+/// <remarks>The sum is divided by √pieces, so that long and short words start with vectors of one length.</remarks>
+internal sealed class WordPieceEmbedding : SequenceEmbedding
+{
+    private readonly EmbeddingBag table;
+
+    public WordPieceEmbedding(int buckets, int width) : base(nameof(WordPieceEmbedding))
+    {
+        table = nn.EmbeddingBag(buckets + 1, width, mode: EmbeddingBagMode.Sum); // bucket 0 fills up, with weight 0
+        RegisterComponents();
+    }
+
+    public override Tensor forward(SequenceBatch batch)
+    {
+        var pieces = batch.Words!; // [words, pieces]
+        var present = pieces.ne(0).to(table.weight!.dtype);
+        var weights = present / present.sum(1, keepdim: true).clamp_min(1).sqrt();
+        var words = table.call(pieces, null, weights); // [words, width]
+        var elements = batch.Elements;
+        return words.index_select(0, elements.flatten()).view(elements.shape[0], elements.shape[1], words.shape[1]);
+    }
+}

@@ -1,0 +1,68 @@
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>What a sequence classifier is made of; with its weights, all there is to know.</summary>
+/// <param name="Backbone">The stack of blocks.</param>
+/// <param name="Input">What an element is.</param>
+/// <param name="Pooling">How positions become one vector.</param>
+/// <param name="Classes">Classes to tell apart.</param>
+/// <param name="ElementDropout">Probability of dropping an element (a word, a base, a sample) while training.</param>
+/// <param name="HeadDropout">Probability of dropping a pooled feature while training.</param>
+internal sealed record SequenceClassifierSpec(Backbone Backbone, ElementKind Input, SequencePooling Pooling, int Classes, double ElementDropout = 0, double HeadDropout = 0);
+
+/// <summary>What the elements of a sequence are to the network.</summary>
+internal abstract record ElementKind
+{
+    public abstract SequenceEmbedding CreateEmbedding(int width);
+
+    /// <summary>Numbers, <paramref name="Channels"/> at each position.</summary>
+    public sealed record Series(int Channels) : ElementKind
+    {
+        public override SequenceEmbedding CreateEmbedding(int width) => new SeriesEmbedding(Channels, width);
+    }
+
+    /// <summary>Ids from 0 to <paramref name="Count"/> − 1.</summary>
+    public sealed record Tokens(int Count) : ElementKind
+    {
+        public override SequenceEmbedding CreateEmbedding(int width) => new TokenEmbedding(Count, width);
+    }
+
+    /// <summary>Words as sets of hashed pieces, 1 to <paramref name="Buckets"/>.</summary>
+    public sealed record Words(int Buckets) : ElementKind
+    {
+        public override SequenceEmbedding CreateEmbedding(int width) => new WordPieceEmbedding(Buckets, width);
+    }
+}
+
+/// <summary>Embedding, backbone, pooling and a linear head: a batch of sequences to Single logits [batch, classes].</summary>
+internal sealed class SequenceClassifier : nn.Module<SequenceBatch, Tensor>
+{
+    private readonly SequenceEmbedding embedding;
+    private readonly SequenceStack backbone;
+    private readonly Pooling pooling;
+    private readonly Linear head;
+    private readonly double _elementDropout, _headDropout;
+
+    public SequenceClassifier(SequenceClassifierSpec spec) : base(nameof(SequenceClassifier))
+    {
+        embedding = spec.Input.CreateEmbedding(spec.Backbone.Width);
+        backbone = new SequenceStack(spec.Backbone);
+        pooling = Pooling.Create(spec.Pooling, spec.Backbone.Width);
+        head = nn.Linear(spec.Backbone.Width, spec.Classes);
+        (_elementDropout, _headDropout) = (spec.ElementDropout, spec.HeadDropout);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(SequenceBatch batch)
+    {
+        var x = embedding.call(batch);
+        // Whole elements: keeps a small data set from being learned by heart through a few telling positions.
+        if (training && _elementDropout > 0) x = x * rand(x.shape[0], x.shape[1], 1, device: x.device).ge(_elementDropout).to(x.dtype);
+        x = backbone.call(x, batch.Padding);
+        var pooled = pooling.call(x, batch.Padding);
+        if (training && _headDropout > 0) pooled = nn.functional.dropout(pooled, _headDropout);
+        return head.call(pooled).to(float32);
+    }
+}

@@ -1,0 +1,35 @@
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>
+/// Gated recurrent unit (libtorch's own): gates r, z = σ(W x_t + U h_{t-1} + b), candidate <c>n = tanh(W_n x_t + b_n + r ⊙ (U_n h_{t-1} + c_n))</c>,
+/// <c>y_t = h_t = (1 − z) ⊙ n + z ⊙ h_{t-1}</c>.
+/// </summary>
+internal sealed class GruMixer : TokenMixer
+{
+    private readonly GRU gru;
+
+    public GruMixer(int width) : base("Gru")
+    {
+        gru = nn.GRU(width, width, batchFirst: true);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor x, SequencePadding? padding) => gru.call(x).Item1;
+}
+
+/// <summary>GRU in residual blocks. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014.</summary>
+public sealed record GruBackbone : Backbone
+{
+    internal override TokenMixer CreateMixer(int layer) => Directed(() => new GruMixer(Width));
+}
+
+public abstract partial record Backbone
+{
+    /// <summary>Gated recurrent unit (Cho et al. 2014) in pre-norm residual blocks.</summary>
+    /// <inheritdoc cref="Rnn(int, int, double, bool)"/>
+    public static GruBackbone Gru(int width = 128, int depth = 2, double dropout = 0.1, bool bidirectional = false)
+        => new() { Width = width, Depth = depth, Dropout = dropout, Bidirectional = bidirectional };
+}

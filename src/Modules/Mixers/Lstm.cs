@@ -1,0 +1,35 @@
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>
+/// Long short-term memory (libtorch's own): gates i, f, o = σ(W x_t + U h_{t-1} + b), <c>c_t = f ⊙ c_{t-1} + i ⊙ tanh(W_c x_t + U_c h_{t-1} + b_c)</c>,
+/// <c>y_t = h_t = o ⊙ tanh(c_t)</c>.
+/// </summary>
+internal sealed class LstmMixer : TokenMixer
+{
+    private readonly LSTM lstm;
+
+    public LstmMixer(int width) : base("Lstm")
+    {
+        lstm = nn.LSTM(width, width, batchFirst: true);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor x, SequencePadding? padding) => lstm.call(x).Item1;
+}
+
+/// <summary>LSTM in residual blocks. Hochreiter and Schmidhuber, "Long short-term memory", 1997.</summary>
+public sealed record LstmBackbone : Backbone
+{
+    internal override TokenMixer CreateMixer(int layer) => Directed(() => new LstmMixer(Width));
+}
+
+public abstract partial record Backbone
+{
+    /// <summary>Long short-term memory (Hochreiter and Schmidhuber 1997) in pre-norm residual blocks.</summary>
+    /// <inheritdoc cref="Rnn(int, int, double, bool)"/>
+    public static LstmBackbone Lstm(int width = 128, int depth = 2, double dropout = 0.1, bool bidirectional = false)
+        => new() { Width = width, Depth = depth, Dropout = dropout, Bidirectional = bidirectional };
+}

@@ -1,0 +1,28 @@
+using Microsoft.ML.Data;
+using Microsoft.ML.Runtime;
+using Microsoft.ML.Trainers;
+using MLSeq;
+
+namespace Microsoft.ML;
+
+/// <summary>MLSeq's trainers in ML.NET's catalogs.</summary>
+public static class MLSeqCatalog
+{
+    /// <summary>Classifies sequences (text, token ids, time series) with any backbone.</summary>
+    /// <param name="catalog">The trainer catalog.</param>
+    /// <param name="labelColumnName">The label: a key.</param>
+    /// <param name="featureColumnName">Text; a vector of keys or Int32; or a vector of Single, [time] or [time, channels].</param>
+    /// <param name="backbone">The backbone, for example <see cref="Backbone.Lstm"/>.</param>
+    /// <exception cref="ArgumentException">The backbone has a value out of range.</exception>
+    public static SequenceClassificationTrainer SequenceClassification(this MulticlassClassificationCatalog.MulticlassClassificationTrainers catalog,
+        string labelColumnName, string featureColumnName, Backbone backbone)
+        => new(CatalogUtils.GetEnvironment(catalog), new() { LabelColumnName = labelColumnName, FeatureColumnName = featureColumnName, Backbone = backbone });
+
+    /// <summary>Classifies sequences (text, token ids, time series) with any backbone.</summary>
+    /// <param name="catalog">The trainer catalog.</param>
+    /// <param name="options">What to train and how.</param>
+    /// <exception cref="ArgumentException">An option is out of range; all problems are named at once.</exception>
+    public static SequenceClassificationTrainer SequenceClassification(this MulticlassClassificationCatalog.MulticlassClassificationTrainers catalog,
+        SequenceClassificationTrainer.Options options)
+        => new(CatalogUtils.GetEnvironment(catalog), options);
+}

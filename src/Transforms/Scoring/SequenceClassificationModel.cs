@@ -1,0 +1,89 @@
+using Microsoft.ML;
+using Microsoft.ML.Data;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>A trained classifier ready to score: network, input and device. Used by many threads at once; nothing in it changes.</summary>
+internal sealed class SequenceClassificationModel
+{
+    /// <summary>Rows that go through the network together; rows of like length are put together first.</summary>
+    private const int BatchRows = 256;
+
+    /// <summary>Bound on rows × positions of a batch, so that long sequences do not exhaust memory.</summary>
+    private const long BatchElements = 1 << 17;
+
+    public SequenceClassificationModel(SequenceClassifierSpec spec, SequenceInput input, SequenceClassifier network, Device device)
+    {
+        (Spec, Input, Network, Device) = (spec, input, network, device);
+        network.eval();
+    }
+
+    public SequenceClassifierSpec Spec { get; }
+
+    public SequenceInput Input { get; }
+
+    public SequenceClassifier Network { get; }
+
+    public Device Device { get; }
+
+    public int Classes => Spec.Classes;
+
+    /// <summary>Class probabilities of every row of <paramref name="buffer"/>, [rows, classes] row by row, into <paramref name="probabilities"/>.</summary>
+    public void Score(SequenceBuffer buffer, float[] probabilities)
+    {
+        var rows = Enumerable.Range(0, buffer.Count).ToArray();
+        Array.Sort([.. rows.Select(buffer.Length)], rows);
+        for (int from = 0, count; from < rows.Length; from += count)
+        {
+            count = 1;
+            while (count < BatchRows && from + count < rows.Length && (count + 1L) * buffer.Length(rows[from + count]) <= BatchElements) count++;
+            using var scope = NewDisposeScope();
+            using var _ = inference_mode();
+            var batch = rows.AsSpan(from, count);
+            var scores = Network.call(buffer.Gather(batch, Device)).softmax(1).cpu();
+            var values = scores.data<float>().ToArray();
+            for (var i = 0; i < count; i++) values.AsSpan(i * Classes, Classes).CopyTo(probabilities.AsSpan(batch[i] * Classes));
+        }
+    }
+
+    public ScoringSession CreateSession(DataViewRow row, DataViewSchema.Column features) => new Session(this, row, features);
+
+    private sealed class Session(SequenceClassificationModel model, DataViewRow row, DataViewSchema.Column features) : ScoringSession
+    {
+        private readonly SequenceBuffer _buffer = model.Input.CreateBuffer();
+        private readonly Action<SequenceBuffer> _read = model.Input.CreateReader(row, features);
+        private float[] _probabilities = [];
+
+        public override void Append() => _read(_buffer);
+
+        public override void Score()
+        {
+            if (_probabilities.Length < _buffer.Count * model.Classes) _probabilities = new float[_buffer.Count * model.Classes];
+            model.Score(_buffer, _probabilities);
+            _buffer.Clear();
+        }
+
+        public override Delegate CreateGetter(int output, Func<int> row)
+            => output == 0
+                ? (ValueGetter<uint>)((ref uint value) => value = PredictedKey(Row(row())))
+                : (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) =>
+                {
+                    var editor = VBufferEditor.Create(ref value, model.Classes);
+                    Row(row()).CopyTo(editor.Values);
+                    value = editor.Commit();
+                });
+
+        private ReadOnlySpan<float> Row(int row) => _probabilities.AsSpan(row * model.Classes, model.Classes);
+
+        // Not-a-number everywhere gives 0, the missing key, as ML.NET's own scorers do.
+        private static uint PredictedKey(ReadOnlySpan<float> scores)
+        {
+            uint best = 0;
+            for (var i = 0; i < scores.Length; i++)
+                if (scores[i] >= 0 && (best == 0 || scores[i] > scores[(int)best - 1])) best = (uint)i + 1;
+            return best;
+        }
+    }
+}
