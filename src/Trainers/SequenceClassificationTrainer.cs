@@ -123,7 +123,7 @@ public sealed class SequenceClassificationTrainer : IEstimator<SequenceClassific
         {
             var fresh = new SequenceClassifier(spec);
             loop.CopyModelTo(fresh);
-            fresh.to(device);
+            fresh.MoveTo(device);
             foreach (var parameter in fresh.parameters()) parameter.DetachFromDisposeScope().requires_grad = false;
             var label = new LabelColumn(new DataViewSchema.DetachedColumn(labelColumn));
             return new(_host, new SequenceClassificationModel(spec, sequenceInput, fresh, device), label, new(_options.FeatureColumnName, _options.ScoreColumnName, _options.PredictedLabelColumnName));

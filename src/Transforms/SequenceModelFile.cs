@@ -61,7 +61,7 @@ internal static class SequenceModelFile
         using var channel = env.Start("Loading a sequence classifier");
         var device = DeviceChoice.Resolve(env, null, text => channel.Warning(text));
         var network = Entry(env, ctx, WeightsEntry, long.MaxValue, stream => LoadNetwork(spec, stream));
-        network.to(device);
+        network.MoveTo(device);
         return new SequenceClassificationTransformer(env, new SequenceClassificationModel(spec, description.Input, network, device), label,
             new(description.Feature, description.Score, description.PredictedLabel));
     }

@@ -72,12 +72,12 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
         public override Tensor forward(Tensor x, SequencePadding? padding)
         {
             var (batch, time) = (x.shape[0], x.shape[1]);
-            var kv = keysAndValues.call(x).view(batch, time, 2, _heads, _size).permute(2, 0, 3, 1, 4); // [2, batch, h, time, d]
+            var kv = keysAndValues.call(x).view(batch, time, 2, _heads, _size).unbind(2); // 2 × [batch, time, h, d]
             var keys = new Rotary(time, _size, x).Apply(kv[0]);
-            var scores = keys.matmul(query.unsqueeze(-1)).squeeze(-1).to(float32) / Math.Sqrt(_size); // [batch, h, time]
+            var scores = (keys * query).sum(-1).transpose(1, 2).to(float32) / Math.Sqrt(_size); // [batch, h, time]
             if (padding is not null) scores = scores.masked_fill(padding.Valid.logical_not().unsqueeze(1), double.NegativeInfinity);
             var weights = scores.softmax(-1).to(x.dtype);
-            return weights.unsqueeze(2).matmul(kv[1]).view(batch, -1); // [batch, h·d]
+            return weights.unsqueeze(2).matmul(kv[1].transpose(1, 2)).view(batch, -1); // [batch, h·d]
         }
     }
 }

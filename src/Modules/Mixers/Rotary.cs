@@ -6,7 +6,7 @@ namespace MLSeq;
 /// <remarks>Su et al., "RoFormer", 2021, equation 34, with the halves of a head as the pairs. d: features per head (even).</remarks>
 internal sealed class Rotary
 {
-    private readonly Tensor _cos, _sin;
+    private readonly Tensor _cos, _sin; // [time, heads = 1, d]
 
     /// <summary>The angles of positions 0 … <paramref name="time"/> − 1: θ_{t,i} = t · 10000^(−2i/d).</summary>
     /// <param name="time">Positions.</param>
@@ -16,11 +16,14 @@ internal sealed class Rotary
     {
         var frequency = pow(10000.0, arange(0, size / 2, dtype: float32, device: like.device) * (-2.0 / size));
         var angle = outer(arange(0, time, dtype: float32, device: like.device), frequency); // [time, d/2]
-        _cos = cat([angle.cos(), angle.cos()], -1).to(like.dtype); // [time, d]
-        // The minus of the rotation (x1 cos − x2 sin) lives in the table, so that a roll serves as "rotate half".
-        _sin = cat([-angle.sin(), angle.sin()], -1).to(like.dtype);
+        _cos = cat([angle.cos(), angle.cos()], -1).to(like.dtype).unsqueeze(1);
+        _sin = cat([-angle.sin(), angle.sin()], -1).to(like.dtype).unsqueeze(1); // the minus of (x1 cos − x2 sin, x2 cos + x1 sin)
     }
 
-    /// <summary>Turns <paramref name="x"/> [..., time, d].</summary>
-    public Tensor Apply(Tensor x) => (x * _cos).addcmul(x.roll(x.shape[^1] / 2, -1), _sin, 1);
+    /// <summary>Turns <paramref name="x"/> [batch, time, heads, d].</summary>
+    public Tensor Apply(Tensor x)
+    {
+        var halves = x.chunk(2, -1);
+        return (x * _cos).addcmul(cat([halves[1], halves[0]], -1), _sin, 1);
+    }
 }

@@ -22,12 +22,12 @@ internal sealed class SelfAttention : TokenMixer
     public override Tensor forward(Tensor x, SequencePadding? padding)
     {
         var (batch, time, width) = (x.shape[0], x.shape[1], x.shape[2]);
-        var qkv = project.call(x).view(batch, time, 3, _heads, width / _heads).permute(2, 0, 3, 1, 4); // [3, batch, h, time, d]
+        var qkv = project.call(x).view(batch, time, 3, _heads, width / _heads).unbind(2); // 3 × [batch, time, h, d]
         var rotary = new Rotary(time, width / _heads, x);
-        var qk = rotary.Apply(qkv.narrow(0, 0, 2)); // one pass over both
+        var (q, k, v) = (rotary.Apply(qkv[0]).transpose(1, 2), rotary.Apply(qkv[1]).transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
         // Right padding lies in the future of every real position, so the causal form needs no mask.
         var mask = _causal || padding is null ? null : padding.Valid.view(batch, 1, 1, time);
-        var mixed = nn.functional.scaled_dot_product_attention(qk[0], qk[1], qkv[2], mask, is_casual: _causal); // [batch, h, time, d]
+        var mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_casual: _causal); // [batch, h, time, d]
         return output.call(mixed.transpose(1, 2).reshape(batch, time, width));
     }
 }

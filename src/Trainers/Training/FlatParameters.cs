@@ -9,7 +9,8 @@ namespace MLSeq;
 /// </summary>
 /// <remarks>
 /// In bfloat16 the network's parameters are views of a bfloat16 copy; the float32 <see cref="Master"/> is what the optimizer changes. Matrices and
-/// tables come first, so that the part that is decayed is contiguous.
+/// tables come first, so that the part that is decayed is contiguous. Recurrent layers on CUDA keep the storage that cuDNN wants; their weights are
+/// copied there after each step, while their gradients are views like all others.
 /// </remarks>
 internal sealed class FlatParameters : IDisposable
 {
@@ -18,11 +19,13 @@ internal sealed class FlatParameters : IDisposable
     private readonly Tensor _compute;   // what the network reads; Master itself in float32
     private readonly Tensor _gradients; // what backward adds to
     private readonly List<Slot> _slots = [];
+    private readonly List<(Slot Slot, Tensor Value)> _apart = []; // parameters with storage of their own
 
     public FlatParameters(nn.Module network, ScalarType precision, Device device)
     {
         network.to(precision);
         network.to(device);
+        var apart = CudnnWeights.Compact(network, device);
         var parameters = network.named_parameters().Select(entry => (entry.name, Value: entry.parameter)).OrderBy(entry => entry.Value.dim() < 2).ToList();
         long size = 0;
         foreach (var (name, value) in parameters)
@@ -39,7 +42,8 @@ internal sealed class FlatParameters : IDisposable
         foreach (var (slot, (_, value)) in _slots.Zip(parameters))
         {
             slot.In(Master).copy_(value);
-            value.set_(slot.In(_compute));
+            if (apart.Contains(slot.Name)) _apart.Add((slot, value));
+            else value.set_(slot.In(_compute));
             value.grad = slot.In(_gradients);
         }
         Publish();
@@ -58,6 +62,10 @@ internal sealed class FlatParameters : IDisposable
     public void Publish()
     {
         if (!ReferenceEquals(_compute, Master)) _compute.copy_(Master);
+        if (_apart.Count == 0) return;
+        using var scope = NewDisposeScope();
+        using var _ = no_grad();
+        foreach (var (slot, value) in _apart) value.copy_(slot.In(Master));
     }
 
     /// <summary>Float32 [size]: the accumulated gradients, belonging to the caller's scope when a conversion was needed.</summary>

@@ -1,0 +1,6 @@
+namespace MLSeq.Benchmarks;
+
+internal static class AccuracyBenchmark
+{
+    public static void Run(MLSeq.Examples.CommandLine command) => _ = command;
+}

@@ -1,0 +1,22 @@
+// The project's measurements, one command each; every one ends with RESULT lines.
+using MLSeq.Benchmarks;
+using MLSeq.Examples;
+
+var command = new CommandLine(args, """
+    usage: MLSeq.Benchmarks step      [--device cpu|cuda] [--precision float32|bfloat16] [--backbones a,b] [--batch N] [--time N] [--quick]
+                                      ms per training step of a 4-block byte classifier (width 512), as in docs/benchmarks.md
+           MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
+           MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
+           MLSeq.Benchmarks accuracy  --data FOLDER [--only NAME] [--quick]   real data beside ML.NET's own trainers
+    """);
+
+switch (args.FirstOrDefault())
+{
+    case "step": StepBenchmark.Run(command); break;
+    case "overhead": OverheadBenchmark.Run(command); break;
+    case "soak": SoakBenchmark.Run(command); break;
+    case "accuracy": AccuracyBenchmark.Run(command); break;
+    default:
+        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|overhead|soak|accuracy --help");
+        break;
+}

@@ -1,0 +1,78 @@
+using System.Diagnostics;
+using MLSeq.Examples;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MLSeq.Benchmarks;
+
+/// <summary>
+/// One training step: bytes → embedding → 4 pre-norm blocks (mixer and SwiGLU 1408) → mean pool → 4 classes; width 512, 8 heads, AdamW, clipping.
+/// </summary>
+internal static class StepBenchmark
+{
+    public static void Run(CommandLine command)
+    {
+        MLSeqRuntime.EnsureLoaded();
+        var quick = command.Has("--quick");
+        var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
+        var precision = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
+        int batch = (int)command.Get("--batch", quick ? 2 : 64), time = (int)command.Get("--time", quick ? 64 : 1024), width = quick ? 64 : 512;
+        foreach (var name in command.Get("--backbones", "transformer,lstm,gru,rnn,cnn").Split(','))
+        {
+            var backbone = Backbone.Create(name, width, 4) with { Dropout = 0 };
+            if (backbone is TransformerBackbone transformer) backbone = transformer with { Heads = 8, Bidirectional = true };
+            Measure(backbone, batch, time, precision, device, repeats: quick ? 2 : 20);
+        }
+    }
+
+    private static void Measure(Backbone backbone, int batch, int time, ScalarType precision, Device device, int repeats)
+    {
+        using var outer = NewDisposeScope();
+        manual_seed(1);
+        var spec = new SequenceClassifierSpec(backbone, new ElementKind.Tokens(257), SequencePooling.Mean, Classes: 4);
+        var bytes = randint(1, 257, [batch, time], device: device, dtype: int64);
+        var labels = randint(0, 4, [batch], device: device, dtype: int64);
+        using var network = new SequenceClassifier(spec);
+        var error = RelativeError(network, spec, bytes.narrow(0, 0, Math.Min(2, batch)).narrow(1, 0, Math.Min(256, time)), precision, device);
+        using var parameters = new FlatParameters(network, precision, device);
+        using var optimizer = new AdamW(parameters, weightDecay: 0.01, clipping: 1);
+        network.train();
+        long step = 0;
+        double Step()
+        {
+            var clock = Stopwatch.StartNew();
+            using (NewDisposeScope())
+            {
+                var loss = nn.functional.cross_entropy(network.call(new SequenceBatch(bytes, null)), labels);
+                loss.backward();
+                optimizer.Step(++step, 1e-4, 1);
+            }
+            if (device.type == DeviceType.CUDA) cuda.synchronize();
+            return clock.Elapsed.TotalMilliseconds;
+        }
+        for (var i = 0; i < 5; i++) Step();
+        var times = Enumerable.Range(0, repeats).Select(_ => Step()).Order().ToArray();
+        Console.WriteLine($"RESULT benchmark=step backbone={backbone.Name} device={device} precision={precision} batch={batch} time={time} width={backbone.Width} " +
+            $"parameters={network.parameters().Sum(parameter => parameter.numel())} ms_per_step={times[repeats / 2]:F2} fastest_ms={times[0]:F2} forward_error={error:E1}");
+    }
+
+    /// <summary>Largest difference to the float64 logits of the same weights on the CPU, relative to the largest logit.</summary>
+    private static double RelativeError(SequenceClassifier network, SequenceClassifierSpec spec, Tensor bytes, ScalarType precision, Device device)
+    {
+        using var scope = NewDisposeScope();
+        using var _ = no_grad();
+        SequenceClassifier Copy(ScalarType type, Device where)
+        {
+            var copy = new SequenceClassifier(spec);
+            foreach (var ((_, to), (_, from)) in copy.named_parameters().Zip(network.named_parameters())) to.copy_(from);
+            copy.to(type);
+            copy.MoveTo(where);
+            return copy;
+        }
+        using var reference = Copy(float64, CPU);
+        using var measured = Copy(precision, device);
+        var expected = reference.call(new SequenceBatch(bytes.cpu(), null)).to(float64);
+        var got = measured.call(new SequenceBatch(bytes, null)).cpu().to(float64);
+        return ((got - expected).abs().max() / expected.abs().max()).item<double>();
+    }
+}
