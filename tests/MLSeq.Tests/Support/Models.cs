@@ -120,3 +120,9 @@ internal sealed class TemporaryFolder : IDisposable
 
     public void Dispose() => Directory.Delete(Path, recursive: true);
 }
+
+internal static class TensorExtensions
+{
+    /// <summary>Whether two tensors have the same shape and the same values, to the bit (not-a-number differs from itself).</summary>
+    public static bool Same(this TorchSharp.torch.Tensor a, TorchSharp.torch.Tensor b) => a.shape.SequenceEqual(b.shape) && a.eq(b).all().item<bool>();
+}
