@@ -26,7 +26,7 @@ internal static class ElfVersionNeeds
         {
             return IsElf64LittleEndian(image) ? WeakenSections(image, version) : 0;
         }
-        catch (ArgumentOutOfRangeException)
+        catch (Exception e) when (e is ArgumentOutOfRangeException or OverflowException)
         {
             return 0; // an offset that points outside the file: leave such a file to the system's loader
         }

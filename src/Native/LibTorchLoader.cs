@@ -71,9 +71,9 @@ internal static class LibTorchLoader
         if (!string.IsNullOrWhiteSpace(choice))
         {
             LibTorchFolder = FolderOf(choice);
+            RefuseSecondLibTorch(LibTorchFolder);
             Preload(LibTorchFolder);
             LoadWrapper();
-            SkipTorchSharpsOwnSearch();
             StepList.Add($"{PathVariable}: using libtorch of {LibTorchFolder}");
         }
         else
@@ -143,12 +143,14 @@ internal static class LibTorchLoader
         }
     }
 
-    // TorchSharp would look for libtorch beside the application as well and load a second one. With the explicit one in
-    // place there is nothing left to look for.
-    private static void SkipTorchSharpsOwnSearch()
+    // TorchSharp's static constructor loads the libtorch beside the application whatever else is loaded, and two of them abort the process.
+    private static void RefuseSecondLibTorch(string chosen)
     {
-        foreach (var name in (string[])["nativeBackendLoaded", "nativeBackendCudaLoaded"])
-            typeof(torch).GetField(name, BindingFlags.NonPublic | BindingFlags.Static)?.SetValue(null, true);
+        var other = NativeFolders().FirstOrDefault(folder => File.Exists(Path.Combine(folder, FileName("torch_cpu"))) && Path.GetFullPath(folder) != chosen);
+        if (other is not null)
+            throw new InvalidOperationException(
+                $"{PathVariable} chooses the libtorch of {chosen}, but the application carries another one in {other}, and a process can hold only one. " +
+                $"Build the application without a libtorch package (MLSeq's examples: -p:LibTorch=none) or delete that folder's libtorch files; or unset {PathVariable}.");
     }
 
     internal static IEnumerable<string> NativeFolders()

@@ -75,6 +75,7 @@ public static class MLSeqRuntime
             return "This system's C or C++ library is older than libtorch needs: use a distribution of 2022 or later.";
         if (failure.Contains("libgomp", StringComparison.Ordinal))
             return "Install the OpenMP runtime (Debian, Ubuntu: apt-get install libgomp1).";
+        if (failure.Contains(LibTorchLoader.PathVariable, StringComparison.Ordinal)) return "As said above; then start the process again.";
         var package = OperatingSystem.IsWindows() ? "libtorch-cpu-win-x64" : OperatingSystem.IsMacOS() ? "libtorch-cpu-osx-arm64" : "libtorch-cpu-linux-x64";
         return $"Reference the package {package} in the application, or set {LibTorchLoader.PathVariable} to a libtorch folder or to the torch/lib folder of a PyTorch installation, then start the process again.";
     }

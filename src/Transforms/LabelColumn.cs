@@ -49,7 +49,9 @@ internal sealed class LabelColumn(DataViewSchema.DetachedColumn column)
         var builder = new DataViewSchema.Builder();
         builder.AddColumn(column.Name, column.Type, column.Annotations);
         using var channel = host.Start("Saving the label's values");
-        DataSaverUtils.SaveDataView(channel, new BinarySaver(host, new BinarySaver.Arguments { Silent = true }), new EmptyDataView(host, builder.ToSchema()), stream);
+        using var copy = new MemoryStream(); // the saver seeks
+        DataSaverUtils.SaveDataView(channel, new BinarySaver(host, new BinarySaver.Arguments { Silent = true }), new EmptyDataView(host, builder.ToSchema()), copy);
+        copy.WriteTo(stream);
     }
 
     public static LabelColumn Load(IHostEnvironment env, Stream stream)

@@ -1,3 +1,4 @@
+using System.Security.Cryptography;
 using System.Text.Json;
 using System.Text.Json.Nodes;
 using System.Text.Json.Serialization;
@@ -8,7 +9,8 @@ using TorchSharp;
 namespace MLSeq;
 
 /// <summary>
-/// A sequence classifier inside ML.NET's model zip: <c>MLSeq.json</c> (what it is), <c>Weights.safetensors</c> and <c>Label</c> (the classes' names).
+/// A sequence classifier inside ML.NET's model zip: <c>MLSeq.json</c> (what it is), <c>Weights.safetensors</c>, <c>Label</c> (the classes' names) and
+/// <c>Checksums.json</c> (SHA-256 of the others, because zip readers do not notice a flipped bit).
 /// </summary>
 /// <remarks>Files come from anywhere: every entry is bounded and checked, the network is made only when the weights that are there can fill it, and any
 /// fault ends in one <see cref="FormatException"/> with nothing loaded.</remarks>
@@ -17,7 +19,8 @@ internal static class SequenceModelFile
     private const int Format = 1;
     private const int MaxDescriptionBytes = 256 << 20; // a vocabulary may be inside
     private const int MaxLabelBytes = 256 << 20;
-    private const string DescriptionEntry = "MLSeq.json", WeightsEntry = "Weights.safetensors", LabelEntry = "Label";
+    private const int MaxChecksumBytes = 1 << 12;
+    private const string DescriptionEntry = "MLSeq.json", WeightsEntry = "Weights.safetensors", LabelEntry = "Label", ChecksumEntry = "Checksums.json";
 
     private static readonly JsonSerializerOptions JsonOptions = new()
     {
@@ -45,22 +48,31 @@ internal static class SequenceModelFile
         var (spec, columns) = (transformer.Model.Spec, transformer.Columns);
         var description = new Description(Format, JsonNode.Parse(spec.Backbone.ToJson())!.AsObject(), transformer.Model.Input, spec.Pooling, spec.Classes,
             columns.Feature, columns.Score, columns.PredictedLabel);
-        ctx.SaveBinaryStream(DescriptionEntry, writer => JsonSerializer.Serialize(writer.BaseStream, description, JsonOptions));
-        ctx.SaveBinaryStream(WeightsEntry, writer => SafeTensors.Write(writer.BaseStream, Weights(transformer.Model.Network)));
-        ctx.SaveBinaryStream(LabelEntry, writer => label.Save(host, writer.BaseStream));
+        var checksums = new Dictionary<string, string>();
+        void Write(string entry, Action<Stream> write) => ctx.SaveBinaryStream(entry, writer =>
+        {
+            using var hash = SHA256.Create();
+            using (var stream = new CryptoStream(writer.BaseStream, hash, CryptoStreamMode.Write, leaveOpen: true)) write(stream);
+            checksums[entry] = Convert.ToHexStringLower(hash.Hash!);
+        });
+        Write(DescriptionEntry, stream => JsonSerializer.Serialize(stream, description, JsonOptions));
+        Write(WeightsEntry, stream => SafeTensors.Write(stream, Weights(transformer.Model.Network)));
+        Write(LabelEntry, stream => label.Save(host, stream));
+        ctx.SaveBinaryStream(ChecksumEntry, writer => JsonSerializer.Serialize(writer.BaseStream, checksums));
     }
 
     public static SequenceClassificationTransformer Load(IHostEnvironment env, ModelLoadContext ctx)
     {
         env.CheckValue(ctx, nameof(ctx));
         ctx.CheckAtModel(GetVersionInfo());
-        var description = Entry(env, ctx, DescriptionEntry, MaxDescriptionBytes, stream => JsonSerializer.Deserialize<Description>(stream, JsonOptions) ?? throw new FormatException("It is empty."));
+        var checksums = Entry(env, ctx, ChecksumEntry, MaxChecksumBytes, null, stream => JsonSerializer.Deserialize<Dictionary<string, string>>(stream) ?? []);
+        var description = Entry(env, ctx, DescriptionEntry, MaxDescriptionBytes, checksums, stream => JsonSerializer.Deserialize<Description>(stream, JsonOptions) ?? throw new FormatException("It is empty."));
         var spec = Checked(env, DescriptionEntry, () => Specify(description));
-        var label = Entry(env, ctx, LabelEntry, MaxLabelBytes, stream => LabelColumn.Load(env, Copy(stream)));
+        var label = Entry(env, ctx, LabelEntry, MaxLabelBytes, checksums, stream => LabelColumn.Load(env, Copy(stream)));
         if (label.Count != (ulong)spec.Classes) throw Refusal(env, LabelEntry, $"It names {label.Count?.ToString() ?? "no"} classes; expected {spec.Classes}.", null);
         using var channel = env.Start("Loading a sequence classifier");
         var device = DeviceChoice.Resolve(env, null, text => channel.Warning(text));
-        var network = Entry(env, ctx, WeightsEntry, long.MaxValue, stream => LoadNetwork(spec, stream));
+        var network = Entry(env, ctx, WeightsEntry, long.MaxValue, checksums, stream => LoadNetwork(spec, stream));
         network.MoveTo(device);
         return new SequenceClassificationTransformer(env, new SequenceClassificationModel(spec, description.Input, network, device), label,
             new(description.Feature, description.Score, description.PredictedLabel));
@@ -103,13 +115,18 @@ internal static class SequenceModelFile
     internal static IReadOnlyList<(string Name, torch.Tensor Value)> Weights(SequenceClassifier network)
         => [.. network.named_parameters().Select(parameter => (parameter.name, (torch.Tensor)parameter.parameter))];
 
-    private static T Entry<T>(IHostEnvironment env, ModelLoadContext ctx, string name, long maxBytes, Func<Stream, T> read)
+    private static T Entry<T>(IHostEnvironment env, ModelLoadContext ctx, string name, long maxBytes, Dictionary<string, string>? checksums, Func<Stream, T> read)
     {
         T? result = default;
         var found = Checked(env, name, () => ctx.TryLoadBinaryStream(name, reader =>
         {
             var stream = reader.BaseStream;
             if (stream.Length > maxBytes) throw new FormatException($"It has {stream.Length} bytes; expected at most {maxBytes}.");
+            if (checksums is not null)
+            {
+                if (Convert.ToHexStringLower(SHA256.HashData(stream)) != checksums.GetValueOrDefault(name)) throw new FormatException("Its checksum differs.");
+                stream.Position = 0;
+            }
             result = read(stream);
         }));
         return found ? result! : throw Refusal(env, name, "It is missing.", null);

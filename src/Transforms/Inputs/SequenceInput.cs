@@ -15,12 +15,10 @@ internal abstract record SequenceInput
     public required int MaxLength { get; init; }
 
     /// <summary>What a position is to the network.</summary>
-    [JsonIgnore]
-    public abstract ElementKind Element { get; }
+    internal abstract ElementKind Element { get; }
 
     /// <summary>The column type that scoring needs, for error messages and for ML.NET's permutation feature importance.</summary>
-    [JsonIgnore]
-    public abstract DataViewType ColumnType { get; }
+    internal abstract DataViewType ColumnType { get; }
 
     /// <summary>Whether the scorer can read a column of this type.</summary>
     public abstract bool Accepts(DataViewType type);
@@ -70,9 +68,9 @@ internal sealed record TextInput : SequenceInput
 {
     public required TextEncoding Encoding { get; init; }
 
-    public override ElementKind Element => Encoding.Element;
+    internal override ElementKind Element => Encoding.Element;
 
-    public override DataViewType ColumnType => TextDataViewType.Instance;
+    internal override DataViewType ColumnType => TextDataViewType.Instance;
 
     public override bool Accepts(DataViewType type) => type is TextDataViewType;
 
@@ -106,9 +104,9 @@ internal sealed record TokenInput : SequenceInput
 
     public required bool FromKeys { get; init; }
 
-    public override ElementKind Element => new ElementKind.Tokens(Count);
+    internal override ElementKind Element => new ElementKind.Tokens(Count);
 
-    public override DataViewType ColumnType
+    internal override DataViewType ColumnType
         => new VectorDataViewType(FromKeys ? new KeyDataViewType(typeof(uint), Count - 1) : NumberDataViewType.Int32);
 
     public override bool Accepts(DataViewType type) => type is VectorDataViewType vector && (FromKeys
@@ -161,9 +159,9 @@ internal sealed record SeriesInput : SequenceInput
     [JsonIgnore]
     public bool Standardize { get; init; }
 
-    public override ElementKind Element => new ElementKind.Series(Channels);
+    internal override ElementKind Element => new ElementKind.Series(Channels);
 
-    public override DataViewType ColumnType => Size > 0 ? new VectorDataViewType(NumberDataViewType.Single, Size) : new VectorDataViewType(NumberDataViewType.Single);
+    internal override DataViewType ColumnType => Size > 0 ? new VectorDataViewType(NumberDataViewType.Single, Size) : new VectorDataViewType(NumberDataViewType.Single);
 
     public override bool Accepts(DataViewType type) => type is VectorDataViewType vector && vector.ItemType == NumberDataViewType.Single && vector.Size == Size;
 

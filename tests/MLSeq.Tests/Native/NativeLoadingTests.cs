@@ -67,32 +67,54 @@ public sealed class NativeLoadingTests
     }
 
     [Fact]
-    public void An_explicit_path_wins_over_packages()
+    public void An_explicit_path_is_where_libtorch_comes_from()
     {
         if (!OperatingSystem.IsLinux()) return; // reads /proc
         using var folder = new TemporaryFolder();
-        var lib = Directory.CreateDirectory(folder.File("lib")).FullName;
-        var packages = Path.GetDirectoryName(Directory.EnumerateFiles(AppContext.BaseDirectory, "libtorch_cpu.so", SearchOption.AllDirectories)
-            .Concat(LibTorchLoader.NativeFolders().Select(native => Path.Combine(native, "libtorch_cpu.so")).Where(File.Exists)).First())!;
-        foreach (var file in Directory.EnumerateFiles(packages, "lib*.so*").Where(file => !file.Contains("LibTorchSharp", StringComparison.Ordinal)))
-            File.Copy(file, Path.Combine(lib, Path.GetFileName(file))); // real files: a link would show its target
-        var (code, output) = Host.Run(["maps"], new() { ["MLSEQ_LIBTORCH"] = folder.Path });
+        CopyHost(folder.Path, withWrapper: true);
+        foreach (var choice in (string[])[PackageFolder, Path.Combine(PackageFolder, ".", "")])
+        {
+            var (code, output) = Host.Run(["maps"], new() { ["MLSEQ_LIBTORCH"] = choice, ["LD_LIBRARY_PATH"] = null }, folder.Path);
+            Assert.True(code == 0, output);
+            var cpu = output.Split('\n').Where(line => line.Contains("libtorch_cpu", StringComparison.Ordinal)).ToList();
+            Assert.Equal([Path.Combine(PackageFolder, "libtorch_cpu.so")], cpu);
+        }
+    }
+
+    [Fact]
+    public void An_explicit_path_beside_a_package_is_refused_with_a_remedy()
+    {
+        using var folder = new TemporaryFolder();
+        File.WriteAllText(folder.File(LibTorchLoader.FileName("torch_cpu")), "another libtorch");
+        var (code, output) = Host.Run(["diagnose"], new() { ["MLSEQ_LIBTORCH"] = folder.Path });
         Assert.True(code == 0, output);
-        var cpu = output.Split('\n').Where(line => line.Contains("libtorch_cpu", StringComparison.Ordinal)).ToList();
-        Assert.Equal([Path.Combine(lib, "libtorch_cpu.so")], cpu);
+        Assert.Contains("NOT loaded", output);
+        Assert.Contains(PackageFolder, output);
+        Assert.Contains("-p:LibTorch=none", output);
     }
 
     [Fact]
     public void A_missing_package_is_named()
     {
         using var folder = new TemporaryFolder();
-        foreach (var file in Directory.EnumerateFiles(Host.Folder).Where(file => Path.GetExtension(file) is ".dll" or ".json" && !Path.GetFileName(file).EndsWith("TestHost.deps.json", StringComparison.Ordinal)))
-            File.Copy(file, folder.File(Path.GetFileName(file)));
+        CopyHost(folder.Path, withWrapper: false);
         var (code, output) = Host.Run(["diagnose"], new() { ["NUGET_PACKAGES"] = folder.Path, ["LD_LIBRARY_PATH"] = null }, folder.Path);
         Assert.True(code == 0, output);
         Assert.Contains("NOT loaded", output);
         Assert.Contains("missing: ", output);
         Assert.Contains("remedy: Reference the package libtorch-cpu-", output);
+    }
+
+    private static string PackageFolder
+        => LibTorchLoader.NativeFolders().Select(Path.GetFullPath).First(folder => File.Exists(Path.Combine(folder, LibTorchLoader.FileName("torch_cpu"))));
+
+    /// <summary>The test host without libtorch: no package files beside it and none that its deps.json would lead to.</summary>
+    private static void CopyHost(string target, bool withWrapper)
+    {
+        foreach (var file in Directory.EnumerateFiles(Host.Folder).Where(file => Path.GetExtension(file) is ".dll" or ".json" && !Path.GetFileName(file).EndsWith("TestHost.deps.json", StringComparison.Ordinal)))
+            File.Copy(file, Path.Combine(target, Path.GetFileName(file)));
+        var wrapper = LibTorchLoader.FileName("LibTorchSharp");
+        if (withWrapper) File.Copy(LibTorchLoader.NativeFolders().Select(folder => Path.Combine(folder, wrapper)).First(File.Exists), Path.Combine(target, wrapper));
     }
 
     private const int MadeElfFlagsOffset = 64 + 16 + 4;

@@ -82,8 +82,6 @@ internal static class Models
 
     public sealed class ScoredRow
     {
-        public string Label { get; set; } = "";
-
         public string Predicted { get; set; } = "";
 
         public float[] Score { get; set; } = [];

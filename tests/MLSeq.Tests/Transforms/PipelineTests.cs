@@ -63,7 +63,7 @@ public sealed class PipelineTests
             Assert.Equal(expected.Predicted, got.Predicted);
             Assert.All(expected.Score.Zip(got.Score), pair => Assert.Equal(pair.First, pair.Second, 1e-5f));
         }
-        var scored = model.Transform(view);
+        var scored = model.Transform(ml.Data.Cache(view)); // a cached view can be shuffled
         using var cursor = scored.GetRowCursor(scored.Schema, new Random(5));
         var (id, score, seen, moved) = (0, default(VBuffer<float>), 0, 0);
         var getId = cursor.GetGetter<int>(scored.Schema["Id"]);
@@ -112,6 +112,7 @@ public sealed class PipelineTests
             for (var i = 0; i < 400; i++) engine.Predict(row);
         }
         Load();
+        TensorLeaks.Collect(); // what training left
         var before = torch.Tensor.TotalCount;
         for (var i = 0; i < 5; i++) Load();
         Assert.Equal(before, torch.Tensor.TotalCount);
