@@ -1,6 +1,5 @@
 // Japanese Vowels: which of nine speakers said this vowel? 12 channels, 7 to 29 samples: a variable-length multivariate series.
 using System.Diagnostics;
-using System.Globalization;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 using MLSeq;
@@ -14,10 +13,10 @@ const int Channels = 12;
 
 var train = Load("JapaneseVowels_TRAIN.ts");
 var test = Load("JapaneseVowels_TEST.ts");
-var pipeline = ml.Transforms.Conversion.MapValueToKey("Label", nameof(Utterance.Speaker))
+var pipeline = ml.Transforms.Conversion.MapValueToKey(nameof(LabelledSeries.Label))
     .Append(ml.MulticlassClassification.Trainers.SequenceClassification(new SequenceClassificationTrainer.Options
     {
-        FeatureColumnName = nameof(Utterance.Samples),
+        FeatureColumnName = nameof(LabelledSeries.Samples),
         Backbone = command.Backbone("gru", width: 64) with { Dropout = 0.2 },
         Epochs = (int)command.Get("--epochs", command.Has("--quick") ? 5 : 60),
         BatchSize = 16,
@@ -42,29 +41,7 @@ Console.WriteLine($"RESULT accuracy={metrics.MicroAccuracy:F4} train_seconds={tr
 // A variable number of times, 12 channels each.
 IDataView Load(string file)
 {
-    var schema = SchemaDefinition.Create(typeof(Utterance));
-    schema[nameof(Utterance.Samples)].ColumnType = new VectorDataViewType(NumberDataViewType.Single, 0, Channels);
-    return ml.Data.LoadFromEnumerable(Read(Path.Combine(AppContext.BaseDirectory, "data", file)).ToList(), schema);
-}
-
-// The .ts format of the UEA archive: channels separated by colons, the class last.
-static IEnumerable<Utterance> Read(string path)
-{
-    foreach (var line in File.ReadLines(path).Where(line => line.Length > 0 && line[0] is not ('@' or '#')))
-    {
-        var parts = line.Split(':');
-        var channels = parts[..^1].Select(part => part.Split(',').Select(number => float.Parse(number, CultureInfo.InvariantCulture)).ToArray()).ToArray();
-        var samples = new float[channels[0].Length * channels.Length];
-        for (var time = 0; time < channels[0].Length; time++)
-            for (var channel = 0; channel < channels.Length; channel++)
-                samples[time * channels.Length + channel] = channels[channel][time];
-        yield return new Utterance { Speaker = parts[^1], Samples = samples };
-    }
-}
-
-internal sealed class Utterance
-{
-    public string Speaker { get; set; } = "";
-
-    public float[] Samples { get; set; } = [];
+    var schema = SchemaDefinition.Create(typeof(LabelledSeries));
+    schema[nameof(LabelledSeries.Samples)].ColumnType = new VectorDataViewType(NumberDataViewType.Single, 0, Channels);
+    return ml.Data.LoadFromEnumerable(TimeSeriesFile.Read(Path.Combine(AppContext.BaseDirectory, "data", file)).ToList(), schema);
 }

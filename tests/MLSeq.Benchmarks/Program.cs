@@ -7,7 +7,8 @@ var command = new CommandLine(args, """
                                       ms per training step of a 4-block byte classifier (width 512), as in docs/benchmarks.md
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
            MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
-           MLSeq.Benchmarks accuracy  --data FOLDER [--only NAME] [--quick]   real data beside ML.NET's own trainers
+           MLSeq.Benchmarks accuracy  [--only dna|vowels|sms|ag-news-10k] [--ag-news FOLDER] [--backbones a,b] [--out FILE] [--quick]
+                                      the examples beside ML.NET's own trainers; FOLDER holds train.csv and test.csv with label,text
     """);
 
 switch (args.FirstOrDefault())

@@ -171,8 +171,14 @@ internal sealed class TrainingLoop : IDisposable
         var sinceBest = isBest || metric is null ? 0 : _state.EpochsSinceBest + 1;
         _state = _state with
         {
-            Epoch = _state.Epoch + 1, Batch = 0, LossSum = 0, MetricSum = 0, Count = 0,
-            BestMetric = isBest ? metric : _state.BestMetric, BestLoss = isBest ? loss : _state.BestLoss, EpochsSinceBest = sinceBest,
+            Epoch = _state.Epoch + 1,
+            Batch = 0,
+            LossSum = 0,
+            MetricSum = 0,
+            Count = 0,
+            BestMetric = isBest ? metric : _state.BestMetric,
+            BestLoss = isBest ? loss : _state.BestLoss,
+            EpochsSinceBest = sinceBest,
             Finished = _options.EarlyStoppingPatience > 0 && sinceBest >= _options.EarlyStoppingPatience,
         };
         _sums.zero_();

@@ -1,5 +1,5 @@
-using MLSeq.Tests.Support;
 using Microsoft.ML;
+using MLSeq.Tests.Support;
 using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
