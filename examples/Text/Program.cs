@@ -22,7 +22,7 @@ var pipeline = ml.Transforms.Conversion.MapValueToKey("Label", nameof(Message.Cl
     .Append(ml.MulticlassClassification.Trainers.SequenceClassification(new SequenceClassificationTrainer.Options
     {
         FeatureColumnName = nameof(Message.Text),
-        Backbone = command.Backbone("cnn", width: 64, depth: 2) with { Dropout = 0.2 },
+        Backbone = command.Backbone("gru", width: 64, depth: 1) with { Dropout = 0.2 },
         Epochs = (int)command.Get("--epochs", command.Has("--quick") ? 1 : 6),
         LearningRate = 2e-3,
         WeightDecay = 0.05,
