@@ -1,3 +1,5 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
 using System.Security.Cryptography;
 using System.Text;
 using Microsoft.ML;
@@ -117,7 +119,7 @@ public sealed class SequenceClassificationTrainer : IEstimator<SequenceClassific
         channel.Info($"{spec.Backbone.Name}: {network.parameters().Sum(parameter => parameter.numel()):N0} parameters, {trainingRows.Length:N0} training rows, " +
             $"{validationRows.Length:N0} validation rows, {precision} on {device}");
         using var task = new SequenceClassificationTask(network, training, trainingRows, validation, validationRows, _options.ClassWeights?.ToArray(), _options, device);
-        var checkpoint = _options.CheckpointFolder is { } folder ? new Checkpoint(folder, Fingerprint(spec, sequenceInput, training, precision, seed)) : null;
+        var checkpoint = _options.CheckpointFolder is { } folder ? new Checkpoint(folder, Fingerprint(spec, sequenceInput, training, validation, precision, seed)) : null;
         using var loop = new TrainingLoop(task, _options, precision, device, seed, checkpoint, progress => Report(channel, progress), _host.CheckAlive);
         SequenceClassificationTransformer Model()
         {
@@ -236,17 +238,22 @@ public sealed class SequenceClassificationTrainer : IEstimator<SequenceClassific
     }
 
     /// <summary>Tells whether a checkpoint belongs to this training: everything that its result depends on.</summary>
-    private string Fingerprint(SequenceClassifierSpec spec, SequenceInput input, SequenceData data, ScalarType precision, ulong seed)
+    private string Fingerprint(SequenceClassifierSpec spec, SequenceInput input, SequenceData training, SequenceData validation, ScalarType precision, ulong seed)
     {
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
-        void Add(string text) => hash.AppendData(Encoding.UTF8.GetBytes(text));
         var o = _options;
-        Add($"1|{spec.Backbone.ToJson()}|{spec.Input}|{spec.Pooling}|{spec.Classes}|{spec.ElementDropout}|{spec.HeadDropout}|{input.MaxLength}|{precision}|{seed}|{o.Epochs}|{o.BatchSize}|{o.GradientAccumulation}|{o.LearningRate}|"
-            + $"{o.WarmupFraction}|{o.WeightDecay}|{o.GradientClipping}|{o.LabelSmoothing}|{o.Ema}|{o.ValidationFraction}|{o.ValidationSet is null}|{o.EarlyStoppingPatience}|"
-            + string.Join(",", o.ClassWeights ?? []));
-        hash.AppendData(System.Runtime.InteropServices.MemoryMarshal.AsBytes(data.Labels.AsSpan()));
-        hash.AppendData(System.Runtime.InteropServices.MemoryMarshal.AsBytes(data.Sequences.Values));
-        hash.AppendData(System.Runtime.InteropServices.MemoryMarshal.AsBytes(data.Sequences.Tokens));
+        object[] parts =
+        [
+            1, spec.Backbone.ToJson(), input, spec.Pooling, spec.Classes, spec.ElementDropout, spec.HeadDropout, precision, seed, o.Epochs, o.BatchSize, o.GradientAccumulation, o.LearningRate, o.WarmupFraction, o.WeightDecay,
+            o.GradientClipping, o.LabelSmoothing, o.Ema, o.ValidationFraction, o.EarlyStoppingPatience, .. (o.ClassWeights ?? []).Cast<object>(),
+        ];
+        hash.AppendData(Encoding.UTF8.GetBytes(string.Join('|', parts.Select(part => Convert.ToString(part, CultureInfo.InvariantCulture)))));
+        foreach (var data in ReferenceEquals(training, validation) ? new[] { training } : [training, validation])
+        {
+            hash.AppendData(MemoryMarshal.AsBytes(data.Labels.AsSpan()));
+            hash.AppendData(MemoryMarshal.AsBytes(data.Sequences.Values));
+            hash.AppendData(MemoryMarshal.AsBytes(data.Sequences.Tokens));
+        }
         return Convert.ToHexString(hash.GetHashAndReset());
     }
 
