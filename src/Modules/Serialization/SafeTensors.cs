@@ -92,6 +92,42 @@ internal static class SafeTensors
         return metadata;
     }
 
+    /// <summary>Reads whatever tensors there are.</summary>
+    /// <param name="stream">A stream that holds the format and nothing after it.</param>
+    /// <param name="maxBytes">The most data to accept: nothing is allocated for a header that claims more.</param>
+    /// <returns>The tensors, which belong to the caller's scope, and the metadata.</returns>
+    /// <exception cref="FormatException">The stream is damaged, cut short, too long, or claims more than <paramref name="maxBytes"/>.</exception>
+    public static (IReadOnlyDictionary<string, Tensor> Tensors, IReadOnlyDictionary<string, string> Metadata) ReadAll(Stream stream, long maxBytes)
+    {
+        var (entries, metadata) = ReadHeader(stream);
+        long position = 0;
+        foreach (var entry in entries.OrderBy(entry => entry.Begin))
+        {
+            var size = ElementSize(TypeOf(entry));
+            foreach (var length in entry.Shape)
+                size = length >= 0 && (length == 0 || size <= maxBytes / length) ? size * length : throw new FormatException($"Tensor '{entry.Name}' has shape [{string.Join(", ", entry.Shape)}]; at most {maxBytes} bytes are accepted.");
+            if (entry.Begin != position || entry.End - entry.Begin != size || entry.End > maxBytes)
+                throw new FormatException($"Tensor '{entry.Name}' lies at {entry.Begin} to {entry.End}; expected {position} to {position + size}, and no more than {maxBytes} bytes in all.");
+            position = entry.End;
+        }
+        var tensors = new Dictionary<string, Tensor>();
+        try
+        {
+            foreach (var entry in entries.OrderBy(entry => entry.Begin))
+            {
+                tensors[entry.Name] = zeros(entry.Shape, TypeOf(entry));
+                ReadData(stream, entry.Name, tensors[entry.Name]);
+            }
+            if (stream.ReadByte() >= 0) throw new FormatException($"There is more after the {position} bytes of data.");
+        }
+        catch
+        {
+            foreach (var tensor in tensors.Values) tensor.Dispose();
+            throw;
+        }
+        return (tensors, metadata);
+    }
+
     /// <summary>The metadata alone.</summary>
     public static IReadOnlyDictionary<string, string> ReadMetadata(Stream stream) => ReadHeader(stream).Metadata;
 
@@ -148,17 +184,19 @@ internal static class SafeTensors
 
     private static long ByteCount(Tensor value) => value.numel() * value.ElementSize;
 
-    private static string TypeName(ScalarType type) => type switch
-    {
-        ScalarType.Float32 => "F32",
-        ScalarType.Float64 => "F64",
-        ScalarType.BFloat16 => "BF16",
-        ScalarType.Int64 => "I64",
-        ScalarType.Int32 => "I32",
-        ScalarType.Byte => "U8",
-        ScalarType.Bool => "BOOL",
-        _ => throw new NotSupportedException($"{type} has no safetensors name here."),
-    };
+    private static readonly (ScalarType Type, string Name, long Size)[] Types =
+    [
+        (ScalarType.Float32, "F32", 4), (ScalarType.Float64, "F64", 8), (ScalarType.BFloat16, "BF16", 2), (ScalarType.Int64, "I64", 8),
+        (ScalarType.Int32, "I32", 4), (ScalarType.Byte, "U8", 1), (ScalarType.Bool, "BOOL", 1),
+    ];
+
+    private static string TypeName(ScalarType type)
+        => Types.FirstOrDefault(known => known.Type == type).Name ?? throw new NotSupportedException($"{type} has no safetensors name here.");
+
+    private static ScalarType TypeOf(Entry entry)
+        => Types.Any(known => known.Name == entry.Type) ? Types.First(known => known.Name == entry.Type).Type : throw new FormatException($"Tensor '{entry.Name}' is of the unknown type '{entry.Type}'.");
+
+    private static long ElementSize(ScalarType type) => Types.First(known => known.Type == type).Size;
 
     private sealed record Entry(string Name, string Type, long[] Shape, long Begin, long End);
 }
