@@ -102,6 +102,18 @@ public abstract partial record Backbone
     /// <summary>The same kind at another width, with what depends on the width (such as heads) chosen anew.</summary>
     internal virtual Backbone WithWidth(int width) => this with { Width = width };
 
+    /// <summary>A backbone inside another, as an object of its own.</summary>
+    internal sealed class NestedJson : JsonConverter<Backbone>
+    {
+        public override Backbone Read(ref Utf8JsonReader reader, Type typeToConvert, JsonSerializerOptions options)
+        {
+            using var inner = JsonDocument.ParseValue(ref reader);
+            return FromJson(inner.RootElement.GetRawText());
+        }
+
+        public override void Write(Utf8JsonWriter writer, Backbone value, JsonSerializerOptions options) => writer.WriteRawValue(value.ToJson());
+    }
+
     /// <summary>One causal mixer, or two that read in opposite directions.</summary>
     private protected TokenMixer Directed(Func<TokenMixer> causal) => Bidirectional ? new Bidirectional(causal) : causal();
 }

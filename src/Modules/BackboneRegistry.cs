@@ -9,7 +9,17 @@ internal static class BackboneRegistry
         new("lstm", () => Backbone.Lstm()),
         new("gru", () => Backbone.Gru()),
         new("transformer", () => Backbone.Transformer()),
+        new("linearattention", () => Backbone.LinearAttention()),
+        new("retnet", () => Backbone.RetNet()),
+        new("gatedretention", () => Backbone.GatedRetention()),
+        new("gatedlinearattention", () => Backbone.GatedLinearAttention()),
+        new("mamba", () => Backbone.Mamba()),
+        new("mamba2", () => Backbone.Mamba2()),
+        new("deltanet", () => Backbone.DeltaNet()),
+        new("gateddeltanet", () => Backbone.GatedDeltaNet()),
+        new("titans", () => Backbone.Titans()),
         new("cnn", () => Backbone.Cnn()),
+        new("hybrid", () => Backbone.Hybrid()),
     ];
 
     public static IReadOnlyList<string> Names { get; } = [.. Entries.Select(entry => entry.Name)];

@@ -67,7 +67,7 @@ internal static class OverheadBenchmark
             for (var start = 0; start < data.Count; start += batch)
             {
                 using var inner = NewDisposeScope();
-                var loss = nn.functional.cross_entropy(network.call(new SequenceBatch(x.slice(0, start, start + batch, 1), null)), y.slice(0, start, start + batch, 1));
+                var loss = nn.functional.cross_entropy(network.call(new SequenceBatch(x.slice(0, start, start + batch, 1), null), null), y.slice(0, start, start + batch, 1));
                 loss.backward();
                 optimizer.Step(++step, 1e-3, 1);
             }

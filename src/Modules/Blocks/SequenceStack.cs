@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>One pre-norm residual block: <c>x = x + mixer(norm(x)); x = x + mlp(norm(x))</c>.</summary>
-internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, Tensor>
+internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerState?, Tensor>
 {
     private readonly LayerNorm mixerNorm;
     private readonly TokenMixer mixer;
@@ -25,9 +25,9 @@ internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, Tensor
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding)
+    public override Tensor forward(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        x = x + Drop(mixer.call(mixerNorm.call(x), padding));
+        x = x + Drop(mixer.call(mixerNorm.call(x), padding, state));
         return mlp is null ? x : x + Drop(mlp.call(mlpNorm!.call(x)));
     }
 
@@ -35,7 +35,7 @@ internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, Tensor
 }
 
 /// <summary>A backbone's module: its residual blocks and a last norm, [batch, time, width] to [batch, time, width].</summary>
-internal sealed class SequenceStack : nn.Module<Tensor, SequencePadding?, Tensor>
+internal sealed class SequenceStack : nn.Module<Tensor, SequencePadding?, IReadOnlyList<MixerState>?, Tensor>
 {
     private readonly ModuleList<ResidualBlock> blocks;
     private readonly LayerNorm norm;
@@ -48,9 +48,12 @@ internal sealed class SequenceStack : nn.Module<Tensor, SequencePadding?, Tensor
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding)
+    /// <param name="x">[batch, time, width].</param>
+    /// <param name="padding">Which positions are real; null when all are.</param>
+    /// <param name="states">One per block: the sequence goes on from there, see <see cref="TokenMixer.forward"/>. Null: nothing precedes.</param>
+    public override Tensor forward(Tensor x, SequencePadding? padding, IReadOnlyList<MixerState>? states)
     {
-        foreach (var block in blocks) x = block.call(x, padding);
+        for (var i = 0; i < blocks.Count; i++) x = blocks[i].call(x, padding, states?[i]);
         return norm.call(x);
     }
 }

@@ -1,3 +1,4 @@
+using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -19,8 +20,8 @@ public enum SequencePooling
     Last,
 }
 
-/// <summary>[batch, time, width] to [batch, width], over real positions only.</summary>
-internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding?, Tensor>(name)
+/// <summary>[batch, time, width] to [batch, width], over real positions only; with a state, over all positions since it was empty.</summary>
+internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding?, MixerState?, Tensor>(name)
 {
     public static Pooling Create(SequencePooling kind, int width) => kind switch
     {
@@ -31,23 +32,53 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
         _ => throw new ArgumentOutOfRangeException(nameof(kind), kind, "Unknown pooling."),
     };
 
+    public sealed override Tensor forward(Tensor x, SequencePadding? padding, MixerState? state)
+    {
+        if (state is null) return Pool(x, padding);
+        var pooled = Continue(x, state);
+        state.Position += x.shape[1];
+        return pooled;
+    }
+
+    protected abstract Tensor Pool(Tensor x, SequencePadding? padding);
+
+    /// <summary>Pools what the state knows together with x, and lets it know x. The state's position still is that of x's first element.</summary>
+    protected abstract Tensor Continue(Tensor x, MixerState state);
+
     private sealed class MeanPooling() : Pooling("MeanPooling")
     {
-        public override Tensor forward(Tensor x, SequencePadding? padding)
+        protected override Tensor Pool(Tensor x, SequencePadding? padding)
             => padding is null ? x.mean([1]) : padding.Fill(x, 0).sum(1) / padding.Lengths.unsqueeze(1).to(x.dtype);
+
+        protected override Tensor Continue(Tensor x, MixerState state)
+        {
+            var sum = x.to(Chunks.StateType(x)).sum(1);
+            if (state["sum"] is { } before) sum = sum + before;
+            state.Set("sum", sum);
+            return (sum / (state.Position + x.shape[1])).to(x.dtype);
+        }
     }
 
     private sealed class MaxPooling() : Pooling("MaxPooling")
     {
-        public override Tensor forward(Tensor x, SequencePadding? padding) => (padding?.Fill(x, double.NegativeInfinity) ?? x).amax([1]);
+        protected override Tensor Pool(Tensor x, SequencePadding? padding) => (padding?.Fill(x, double.NegativeInfinity) ?? x).amax([1]);
+
+        protected override Tensor Continue(Tensor x, MixerState state)
+        {
+            var most = state["max"] is { } before ? x.amax([1]).maximum(before) : x.amax([1]);
+            state.Set("max", most);
+            return most;
+        }
     }
 
     private sealed class LastPooling() : Pooling("LastPooling")
     {
-        public override Tensor forward(Tensor x, SequencePadding? padding)
+        protected override Tensor Pool(Tensor x, SequencePadding? padding)
             => padding is null
                 ? x.select(1, x.shape[1] - 1)
                 : x.gather(1, (padding.Lengths - 1).view(-1, 1, 1).expand(x.shape[0], 1, x.shape[2])).squeeze(1);
+
+        protected override Tensor Continue(Tensor x, MixerState state) => Pool(x, null);
     }
 
     /// <summary>
@@ -69,15 +100,40 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
             RegisterComponents();
         }
 
-        public override Tensor forward(Tensor x, SequencePadding? padding)
+        protected override Tensor Pool(Tensor x, SequencePadding? padding)
+        {
+            var (scores, values) = Score(x, 0);
+            if (padding is not null) scores = scores.masked_fill(padding.Valid.logical_not().unsqueeze(1), double.NegativeInfinity);
+            var weights = scores.softmax(-1).to(x.dtype);
+            return weights.unsqueeze(2).matmul(values).view(x.shape[0], -1); // [batch, h·d]
+        }
+
+        // The softmax of all scores so far, from its largest score, the sum of e^(score − largest) and the values weighted alike (Milakov and Gimelshein 2018).
+        protected override Tensor Continue(Tensor x, MixerState state)
+        {
+            var (scores, values) = Score(x, state.Position);
+            var largest = scores.amax([-1L], keepdim: true); // [batch, h, 1]
+            if (state["largest"] is { } before) largest = largest.maximum(before);
+            var weights = (scores - largest).exp();
+            var (sum, weighted) = (weights.sum([-1L], keepdim: true), weights.unsqueeze(2).matmul(values.to(weights.dtype)).squeeze(2)); // [batch, h, 1], [batch, h, d]
+            if (state["largest"] is { } old)
+            {
+                var shrink = (old - largest).exp();
+                (sum, weighted) = (sum + shrink * state["sum"]!, weighted + shrink * state["weighted"]!);
+            }
+            state.Set("largest", largest);
+            state.Set("sum", sum);
+            state.Set("weighted", weighted);
+            return (weighted / sum).to(x.dtype).view(x.shape[0], -1);
+        }
+
+        // Scores, [batch, h, time] in float32 or better, and values, [batch, h, time, d].
+        private (Tensor Scores, Tensor Values) Score(Tensor x, long start)
         {
             var (batch, time) = (x.shape[0], x.shape[1]);
             var kv = keysAndValues.call(x).view(batch, time, 2, _heads, _size).unbind(2); // 2 × [batch, time, h, d]
-            var keys = new Rotary(time, _size, x).Apply(kv[0]);
-            var scores = (keys * query).sum(-1).transpose(1, 2).to(float32) / Math.Sqrt(_size); // [batch, h, time]
-            if (padding is not null) scores = scores.masked_fill(padding.Valid.logical_not().unsqueeze(1), double.NegativeInfinity);
-            var weights = scores.softmax(-1).to(x.dtype);
-            return weights.unsqueeze(2).matmul(kv[1].transpose(1, 2)).view(batch, -1); // [batch, h·d]
+            var keys = new Rotary(time, _size, x, start).Apply(kv[0]);
+            return ((keys * query).sum(-1).transpose(1, 2).to(Chunks.StateType(x)) / Math.Sqrt(_size), kv[1].transpose(1, 2));
         }
     }
 }

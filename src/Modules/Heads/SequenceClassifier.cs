@@ -37,7 +37,7 @@ internal abstract record ElementKind
 }
 
 /// <summary>Embedding, backbone, pooling and a linear head: a batch of sequences to Single logits [batch, classes].</summary>
-internal sealed class SequenceClassifier : nn.Module<SequenceBatch, Tensor>
+internal sealed class SequenceClassifier : nn.Module<SequenceBatch, SequenceState?, Tensor>
 {
     private readonly SequenceEmbedding embedding;
     private readonly SequenceStack backbone;
@@ -55,13 +55,18 @@ internal sealed class SequenceClassifier : nn.Module<SequenceBatch, Tensor>
         RegisterComponents();
     }
 
-    public override Tensor forward(SequenceBatch batch)
+    /// <summary>Whether it can go on from a state.</summary>
+    public bool IsCausal => modules().OfType<TokenMixer>().All(mixer => mixer.IsCausal);
+
+    /// <param name="batch">The sequences, or their next elements.</param>
+    /// <param name="state">What precedes the batch; afterwards it includes the batch. Null: nothing precedes, and nothing is kept.</param>
+    public override Tensor forward(SequenceBatch batch, SequenceState? state)
     {
         var x = embedding.call(batch);
         // Whole elements: keeps a small data set from being learned by heart through a few telling positions.
         if (training && _elementDropout > 0) x = x * rand(x.shape[0], x.shape[1], 1, device: x.device).ge(_elementDropout).to(x.dtype);
-        x = backbone.call(x, batch.Padding);
-        var pooled = pooling.call(x, batch.Padding);
+        x = backbone.call(x, batch.Padding, state?.Blocks);
+        var pooled = pooling.call(x, batch.Padding, state?.Pooling);
         if (training && _headDropout > 0) pooled = nn.functional.dropout(pooled, _headDropout);
         return head.call(pooled).to(float32);
     }

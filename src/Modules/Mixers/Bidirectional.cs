@@ -15,8 +15,10 @@ internal sealed class Bidirectional : TokenMixer
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding)
-        => past.call(x, padding) + Reverse(future.call(Reverse(x, padding), padding), padding);
+    public override bool IsCausal => false;
+
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
+        => past.call(x, padding, null) + Reverse(future.call(Reverse(x, padding), padding, null), padding);
 
     private static Tensor Reverse(Tensor x, SequencePadding? padding) => padding?.Reverse(x) ?? x.flip(1);
 }

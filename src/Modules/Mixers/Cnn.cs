@@ -7,6 +7,8 @@ namespace MLSeq;
 /// <remarks>Bai, Kolter and Koltun, "An empirical evaluation of generic convolutional and recurrent networks for sequence modeling", 2018, equation 2.</remarks>
 internal sealed class DilatedConvolution : TokenMixer
 {
+    private const string Past = "past";
+
     private readonly Conv1d convolution;
     private readonly int _before, _after;
 
@@ -18,11 +20,14 @@ internal sealed class DilatedConvolution : TokenMixer
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding)
+    public override bool IsCausal => _after == 0;
+
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         if (padding is not null) x = padding.Fill(x, 0); // padded positions read as the zeros beyond the ends
-        var y = convolution.call(nn.functional.pad(x.transpose(1, 2), [_before, _after]));
-        return nn.functional.gelu(y).transpose(1, 2);
+        var all = state?[Past] is { } past ? cat([past, x], 1) : nn.functional.pad(x, [0, 0, _before, _after]);
+        state?.Set(Past, all.narrow(1, x.shape[1], _before).clone());
+        return nn.functional.gelu(convolution.call(all.transpose(1, 2))).transpose(1, 2);
     }
 }
 

@@ -17,7 +17,12 @@ internal sealed class GruMixer : TokenMixer
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding) => gru.call(x).Item1;
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
+    {
+        var (y, last) = gru.call(x, state?["hidden"]);
+        state?.Set("hidden", last);
+        return y;
+    }
 }
 
 /// <summary>GRU in residual blocks. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014.</summary>

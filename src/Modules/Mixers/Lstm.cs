@@ -17,7 +17,13 @@ internal sealed class LstmMixer : TokenMixer
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding) => lstm.call(x).Item1;
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
+    {
+        var (y, hidden, cell) = lstm.call(x, state?["hidden"] is { } h ? (h, state["cell"]!) : null);
+        state?.Set("hidden", hidden);
+        state?.Set("cell", cell);
+        return y;
+    }
 }
 
 /// <summary>LSTM in residual blocks. Hochreiter and Schmidhuber, "Long short-term memory", 1997.</summary>

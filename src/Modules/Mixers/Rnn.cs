@@ -14,7 +14,12 @@ internal sealed class RnnMixer : TokenMixer
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding) => rnn.call(x).Item1;
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
+    {
+        var (y, last) = rnn.call(x, state?["hidden"]);
+        state?.Set("hidden", last);
+        return y;
+    }
 }
 
 /// <summary>Elman's recurrent network in residual blocks. Elman, "Finding structure in time", 1990.</summary>

@@ -8,14 +8,15 @@ internal sealed class Rotary
 {
     private readonly Tensor _cos, _sin; // [time, heads = 1, d]
 
-    /// <summary>The angles of positions 0 … <paramref name="time"/> − 1: θ_{t,i} = t · 10000^(−2i/d).</summary>
+    /// <summary>The angles of positions <paramref name="start"/> … <paramref name="start"/> + <paramref name="time"/> − 1: θ_{t,i} = t · 10000^(−2i/d).</summary>
     /// <param name="time">Positions.</param>
     /// <param name="size">Features per head (d).</param>
     /// <param name="like">Gives device and element type.</param>
-    public Rotary(long time, long size, Tensor like)
+    /// <param name="start">The first position.</param>
+    public Rotary(long time, long size, Tensor like, long start = 0)
     {
         var frequency = pow(10000.0, arange(0, size / 2, dtype: float32, device: like.device) * (-2.0 / size));
-        var angle = outer(arange(0, time, dtype: float32, device: like.device), frequency); // [time, d/2]
+        var angle = outer(arange(start, start + time, dtype: float32, device: like.device), frequency); // [time, d/2]
         _cos = cat([angle.cos(), angle.cos()], -1).to(like.dtype).unsqueeze(1);
         _sin = cat([-angle.sin(), angle.sin()], -1).to(like.dtype).unsqueeze(1); // the minus of (x1 cos − x2 sin, x2 cos + x1 sin)
     }

@@ -60,7 +60,7 @@ internal sealed class SequenceClassificationTask : TrainingTask, IDisposable
         public BatchOutcome Next()
         {
             var batch = reader.Next();
-            var logits = task._network.call(batch.Sequences);
+            var logits = task._network.call(batch.Sequences, null);
             // Summed and divided by rows, not by their weights: rows then count alike however they fall into batches, and a batch of weightless ones is 0, not 0/0.
             var loss = nn.functional.cross_entropy(logits, batch.Labels, task._classWeights, reduction: nn.Reduction.Sum, label_smoothing: labelSmoothing) / batch.Labels.shape[0];
             return new BatchOutcome(loss, logits.detach().argmax(1).eq(batch.Labels).sum(), batch.Labels.shape[0]);

@@ -132,7 +132,7 @@ internal sealed class TrainingLoop : IDisposable
             using var scope = NewDisposeScope();
             manual_seed((long)(SplitMix.Mix((long)_seed, _state.Step, i) >> 1));
             var outcome = runner.Next();
-            outcome.Loss.backward();
+            OperatorFailure.Backward(outcome.Loss);
             using (no_grad()) _sums.add_(stack([outcome.Loss.detach().to(float64) * outcome.Count, outcome.MetricSum.to(float64)]));
             count += outcome.Count;
             _rowsThisRun += plan[_state.Batch + i].Length;

@@ -42,7 +42,7 @@ internal sealed class SequenceClassificationModel
             using var scope = NewDisposeScope();
             using var _ = inference_mode();
             var batch = rows.AsSpan(from, count);
-            var scores = Network.call(buffer.Gather(batch, Device)).softmax(1).cpu();
+            var scores = Network.call(buffer.Gather(batch, Device), null).softmax(1).cpu();
             var values = scores.data<float>().ToArray();
             for (var i = 0; i < count; i++) values.AsSpan(i * Classes, Classes).CopyTo(probabilities.AsSpan(batch[i] * Classes));
         }

@@ -52,7 +52,7 @@ public sealed class BackboneConformanceTests
     {
         using var scope = NewDisposeScope();
         using var stack = Stack(name, bidirectional);
-        var y = stack.call(Input(3, time), null);
+        var y = stack.call(Input(3, time), null, null);
         Assert.Equal([3, time, Width], y.shape);
         Assert.True(y.isfinite().all().item<bool>());
     }
@@ -65,15 +65,15 @@ public sealed class BackboneConformanceTests
         var x = Input(3, time);
         long[] lengths = [time, Math.Max(1, time / 2), 1];
         var padding = new SequencePadding(tensor(lengths), time);
-        var y = stack.call(x, padding);
+        var y = stack.call(x, padding, null);
         // What stands in padded positions changes nothing, to the bit.
-        var other = stack.call(where(padding.Valid.unsqueeze(-1), x, Input(3, time, seed: 9) * 100), padding);
+        var other = stack.call(where(padding.Valid.unsqueeze(-1), x, Input(3, time, seed: 9) * 100), padding, null);
         // A row alone, without any padding, gives the same but for the order of sums.
         for (var row = 0; row < 3; row++)
         {
             var real = y[row].narrow(0, 0, lengths[row]);
             Assert.True(real.Same(other[row].narrow(0, 0, lengths[row])), $"row {row} depends on its padding");
-            var alone = stack.call(x[row].narrow(0, 0, lengths[row]).unsqueeze(0), null).squeeze(0);
+            var alone = stack.call(x[row].narrow(0, 0, lengths[row]).unsqueeze(0), null, null).squeeze(0);
             Assert.True((real - alone).abs().max().item<double>() < 1e-10, $"row {row} differs from the row alone");
         }
     }
@@ -86,7 +86,7 @@ public sealed class BackboneConformanceTests
         var x = Input(1, 20);
         var changed = x.clone();
         changed[0, 12, 3] = changed[0, 12, 3] + 1; // one feature: norms would remove what all have in common
-        var difference = (stack.call(x, null) - stack.call(changed, null)).abs().sum(-1)[0];
+        var difference = (stack.call(x, null, null) - stack.call(changed, null, null)).abs().sum(-1)[0];
         Assert.True(difference[12].item<double>() > 1e-6);
         Assert.True(difference[13].item<double>() > 1e-9, "the next position does not see the change");
         var before = difference.narrow(0, 0, 12).max().item<double>();
@@ -103,8 +103,8 @@ public sealed class BackboneConformanceTests
         var padding = new SequencePadding(tensor(new long[] { 7, 4 }), 7);
         manual_seed(3);
         var weights = randn(2, 7, Width, dtype: float64) * padding.Valid.unsqueeze(-1).to(float64);
-        Tensor Loss(Tensor input) => (stack.call(input, padding) * weights).sum();
-        Loss(x).backward();
+        Tensor Loss(Tensor input) => (stack.call(input, padding, null) * weights).sum();
+        OperatorFailure.Backward(Loss(x));
         foreach (var (parameter, value) in stack.named_parameters())
         {
             var grad = value.grad;
@@ -131,8 +131,8 @@ public sealed class BackboneConformanceTests
         using var second = Stack(name, bidirectional, seed: 5);
         using var third = Stack(name, bidirectional, seed: 6);
         var x = Input(2, 9);
-        Assert.True(first.call(x, null).Same(second.call(x, null)));
-        Assert.False(first.call(x, null).Same(third.call(x, null)));
+        Assert.True(first.call(x, null, null).Same(second.call(x, null, null)));
+        Assert.False(first.call(x, null, null).Same(third.call(x, null, null)));
     }
 
     [Theory, MemberData(nameof(All)), NoTensorLeaks]
@@ -141,11 +141,11 @@ public sealed class BackboneConformanceTests
         using var scope = NewDisposeScope();
         using var stack = Stack(name, bidirectional);
         var x = Input(2, 33);
-        var exact = stack.call(x, null).detach();
+        var exact = stack.call(x, null, null).detach();
         foreach (var (type, tolerance) in ((ScalarType, double)[])[(float32, 1e-4), (bfloat16, 1e-1)])
         {
             stack.to(type);
-            var error = (stack.call(x.to(type), null).to(float64) - exact).norm() / exact.norm();
+            var error = (stack.call(x.to(type), null, null).to(float64) - exact).norm() / exact.norm();
             Assert.True(error.item<double>() < tolerance, $"{type}: {error.item<double>()}");
         }
     }
@@ -166,7 +166,63 @@ public sealed class BackboneConformanceTests
         written.eval();
         read.eval();
         var batch = new SequenceBatch(randint(0, 9, [3, 17], dtype: int64), new SequencePadding(tensor(new long[] { 17, 5, 1 }), 17));
-        Assert.True(written.call(batch).Same(read.call(batch)));
+        Assert.True(written.call(batch, null).Same(read.call(batch, null)));
+    }
+
+    public static TheoryData<string> Names() => [.. Backbone.Names];
+
+    [Theory, MemberData(nameof(Names)), NoTensorLeaks]
+    public void A_sequence_in_pieces_equals_the_whole(string name)
+    {
+        using var scope = NewDisposeScope();
+        using var _ = no_grad();
+        using var stack = Stack(name, bidirectional: false);
+        const int Time = 151;
+        var x = Input(3, Time);
+        var whole = stack.call(x, null, null);
+        foreach (var pieces in (int[][])[[1], [64, 3, 1], [7, 40], [150]])
+        {
+            MixerState[] states = [new(), new()];
+            for (int from = 0, i = 0; from < Time; i++)
+            {
+                var count = Math.Min(pieces[i % pieces.Length], Time - from);
+                var y = stack.call(x.narrow(1, from, count), null, states);
+                var error = (y - whole.narrow(1, from, count)).abs().max().item<double>();
+                Assert.True(error < 1e-9, $"pieces of {string.Join(", ", pieces)}: {error} at {from}");
+                from += count;
+                Assert.All(states, state => Assert.Equal(from, state.Position));
+            }
+            foreach (var state in states) state.Dispose();
+        }
+    }
+
+    [Theory, MemberData(nameof(Names)), NoTensorLeaks]
+    public void Streaming_takes_constant_memory_unless_it_is_attention(string name)
+    {
+        using var scope = NewDisposeScope();
+        using var _ = no_grad();
+        using var stack = Stack(name, bidirectional: false);
+        MixerState[] states = [new(), new()];
+        long Bytes(int steps)
+        {
+            for (var i = 0; i < steps; i++)
+                using (NewDisposeScope()) stack.call(Input(1, 1, seed: i), null, states);
+            return states.Sum(state => state.Bytes);
+        }
+        var (early, late) = (Bytes(40), Bytes(100));
+        if (name == "transformer") Assert.True(late > 2 * early);
+        else Assert.Equal(early, late);
+        foreach (var state in states) state.Dispose();
+    }
+
+    [Theory, MemberData(nameof(Names)), NoTensorLeaks]
+    public void A_bidirectional_one_refuses_a_state(string name)
+    {
+        using var scope = NewDisposeScope();
+        using var stack = Stack(name, bidirectional: true);
+        using var state = new MixerState();
+        var error = Assert.Throws<NotSupportedException>(() => stack.call(Input(1, 3), null, [state, state]));
+        Assert.Contains("Bidirectional = false", error.Message);
     }
 
     [Theory, MemberData(nameof(All))]

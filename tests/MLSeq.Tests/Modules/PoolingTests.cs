@@ -24,7 +24,7 @@ public sealed class PoolingTests
         using var scope = NewDisposeScope();
         var (x, padding) = Example();
         using var pooling = Pooling.Create(kind, 8);
-        var y = pooling.call(x, padding);
+        var y = pooling.call(x, padding, null);
         for (var row = 0; row < 3; row++)
         {
             var real = x[row].narrow(0, 0, Lengths[row]);
@@ -44,11 +44,11 @@ public sealed class PoolingTests
         var (x, padding) = Example();
         using var pooling = Pooling.Create(kind, 8);
         pooling.to(float64);
-        var y = pooling.call(x, padding);
-        Assert.True(y.Same(pooling.call(padding.Fill(x, 77), padding)));
+        var y = pooling.call(x, padding, null);
+        Assert.True(y.Same(pooling.call(padding.Fill(x, 77), padding, null)));
         for (var row = 0; row < 3; row++)
         {
-            var alone = pooling.call(x[row].narrow(0, 0, Lengths[row]).unsqueeze(0), null)[0];
+            var alone = pooling.call(x[row].narrow(0, 0, Lengths[row]).unsqueeze(0), null, null)[0];
             Assert.True((y[row] - alone).abs().max().item<double>() < 1e-12, $"{kind}, row {row}");
         }
     }

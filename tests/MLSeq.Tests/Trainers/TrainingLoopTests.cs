@@ -70,7 +70,7 @@ public sealed class TrainingLoopTests
             using var network = new SequenceClassifier(new(Backbone.Lstm(width: 8, depth: 1), new ElementKind.Tokens(5), SequencePooling.Mean, 3));
             using var parameters = new FlatParameters(network, precision, CPU);
             var batch = new SequenceBatch(randint(0, 5, [2, 4], dtype: int64), null);
-            network.call(batch).sum().backward();
+            network.call(batch, null).sum().backward();
             var gradient = parameters.Gradients();
             Assert.True(gradient.abs().sum().item<float>() > 0);
             foreach (var parameter in network.parameters()) Assert.Equal(precision, parameter.dtype);
@@ -205,7 +205,7 @@ public sealed class TrainingLoopTests
         {
             var (x, y) = (a.Next(), b.Next());
             Assert.True(x.Labels.Same(y.Labels));
-            Assert.True((network.call(x.Sequences) - network.call(y.Sequences)).abs().max().item<float>() < 1e-6);
+            Assert.True((network.call(x.Sequences, null) - network.call(y.Sequences, null)).abs().max().item<float>() < 1e-6);
         }
     }
 

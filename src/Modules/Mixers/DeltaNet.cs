@@ -1,0 +1,58 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>
+/// A memory that corrects itself: <c>S_t = (I − β_t k_t k_tᵀ) S_{t−1} + β_t k_t v_tᵀ</c>, <c>β_t = σ(w_βᵀ x_t)</c>, with q, k and v from short convolutions, q and k of length 1, and
+/// <c>y = W norm(S_tᵀ q_t)</c>.
+/// </summary>
+/// <remarks>Schlag et al. 2021, equation 24; as a network, Yang et al. 2024 ("Parallelizing linear transformers with the delta rule"), section 3.3. State: S and the convolution's last elements.</remarks>
+internal sealed class DeltaNet : TokenMixer
+{
+    private const string Memory = "memory";
+
+    private readonly Linear project, strength, output;
+    private readonly ShortConvolution convolution;
+    private readonly GatedHeadNorm norm;
+    private readonly int _heads;
+
+    public DeltaNet(int width, int heads) : base(nameof(DeltaNet))
+    {
+        _heads = heads;
+        project = nn.Linear(width, 3 * width, hasBias: false);
+        convolution = new ShortConvolution(3 * width);
+        strength = nn.Linear(width, heads);
+        norm = new GatedHeadNorm(width / heads);
+        output = nn.Linear(width, width, hasBias: false);
+        RegisterComponents();
+    }
+
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
+    {
+        var width = x.shape[2];
+        var parts = convolution.call(project.call(x), state).Parts(width, width, width); // q, k, v
+        var (q, k, v) = (UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var beta = strength.call(x).sigmoid(); // [batch, time, h]
+        var (read, memory) = DeltaRecurrence.Run(q, k, v, beta, initialState: state?[Memory]);
+        state?.Set(Memory, memory);
+        return output.call(norm.call(read, null));
+    }
+
+    internal static Tensor UnitLength(Tensor x) => nn.functional.normalize(x, dim: -1, eps: 1e-6);
+}
+
+/// <summary>DeltaNet in residual blocks. Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024.</summary>
+public sealed record DeltaNetBackbone : MultiHeadBackbone
+{
+    internal override TokenMixer CreateMixer(int layer) => Directed(() => new DeltaNet(Width, Heads));
+}
+
+public abstract partial record Backbone
+{
+    /// <summary>DeltaNet (Schlag et al. 2021, Yang et al. 2024): before it writes at a key it takes away what is there, so that new facts replace old ones. Constant memory and cost per step.</summary>
+    /// <inheritdoc cref="LinearAttention(int, int, int, double, bool)"/>
+    public static DeltaNetBackbone DeltaNet(int width = 128, int depth = 2, int heads = 0, double dropout = 0.1, bool bidirectional = false)
+        => new() { Width = width, Depth = depth, Heads = heads == 0 ? MultiHeadBackbone.DefaultHeads(width) : heads, Dropout = dropout, Bidirectional = bidirectional };
+}

@@ -1,0 +1,42 @@
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>All that a causal mixer knows of the past: H in <c>H_t = fA(H_{t-1}) + fB(x_t)</c>. Empty at the beginning.</summary>
+/// <remarks>Owns its tensors. For recurrent mixers its size is constant; attention without a window keeps all keys and values.</remarks>
+public sealed class MixerState : IDisposable
+{
+    private readonly SortedDictionary<string, Tensor> _tensors = new(StringComparer.Ordinal);
+
+    /// <summary>Elements so far.</summary>
+    public long Position { get; set; }
+
+    /// <summary>The parts, by name.</summary>
+    public IReadOnlyDictionary<string, Tensor> Tensors => _tensors;
+
+    /// <summary>Bytes of all parts.</summary>
+    public long Bytes => _tensors.Values.Sum(tensor => tensor.numel() * tensor.ElementSize);
+
+    /// <summary>A part, or null when the past is empty.</summary>
+    public Tensor? this[string name] => _tensors.GetValueOrDefault(name);
+
+    /// <summary>Replaces a part. The state takes the tensor over: it leaves the caller's dispose scope.</summary>
+    public void Set(string name, Tensor value)
+    {
+        ArgumentNullException.ThrowIfNull(value);
+        if (_tensors.GetValueOrDefault(name) is { } old && !ReferenceEquals(old, value)) old.Dispose();
+        _tensors[name] = value.DetachFromDisposeScope();
+    }
+
+    /// <summary>Forgets everything.</summary>
+    public void Clear()
+    {
+        foreach (var tensor in _tensors.Values) tensor.Dispose();
+        _tensors.Clear();
+        Position = 0;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => Clear();
+}

@@ -1,0 +1,130 @@
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>
+/// Titans with memory as a layer: a neural memory per head learns the sequence's keys and values by gradient descent while it reads (see <see cref="NeuralMemory"/>); persistent tokens, the same for every sequence, come
+/// before it; attention over a short window, where there is one, looks at what the memory returned.
+/// </summary>
+/// <remarks>
+/// Behrouz et al. 2024, sections 3 and 4.3 (equations 29 to 31). θ = σ(w_θᵀ x) / b, so that a chunk of b equal keys cannot overshoot; η = σ(w_ηᵀ x); α = σ(w_αᵀ x), starting near 0.01.
+/// State: memory, momentum, the open chunk's start, the convolution's last elements and the window's keys and values.
+/// </remarks>
+internal sealed class TitansMixer : TokenMixer
+{
+    private const double ForgettingBias = -4.6; // σ(−4.6) = 0.01
+
+    private readonly Linear project, gates, output;
+    private readonly ShortConvolution convolution;
+    private readonly GatedHeadNorm norm;
+    private readonly Parameter? persistent; // [tokens, width]
+    private readonly ParameterList weights; // of the memory before it has seen anything, [h, inputs, outputs] per layer
+    private readonly SelfAttention? attention;
+    private readonly int _heads, _chunk;
+
+    public TitansMixer(TitansBackbone backbone) : base("Titans")
+    {
+        var (width, size) = (backbone.Width, backbone.Width / backbone.Heads);
+        (_heads, _chunk) = (backbone.Heads, backbone.Chunk);
+        project = nn.Linear(width, 4 * width, hasBias: false);
+        convolution = new ShortConvolution(3 * width);
+        gates = nn.Linear(width, 3 * _heads); // of θ, η, 1 − α
+        using (no_grad()) gates.bias!.zero_().narrow(0, 2 * _heads, _heads).fill_(-ForgettingBias);
+        norm = new GatedHeadNorm(size);
+        output = nn.Linear(width, width, hasBias: false);
+        if (backbone.PersistentTokens > 0) persistent = nn.Parameter(randn(backbone.PersistentTokens, width));
+        weights = new ParameterList([.. Layers(size, backbone).Select(shape => nn.Parameter(randn(_heads, shape.Inputs, shape.Outputs) / Math.Sqrt(shape.Inputs)))]);
+        if (backbone.Window > 0) attention = new SelfAttention(width, _heads, causal: true, backbone.Window);
+        RegisterComponents();
+    }
+
+    private static IEnumerable<(int Inputs, int Outputs)> Layers(int size, TitansBackbone backbone)
+    {
+        for (var layer = 0; layer < backbone.MemoryDepth; layer++)
+            yield return (layer == 0 ? size : size * backbone.MemoryExpansion, layer == backbone.MemoryDepth - 1 ? size : size * backbone.MemoryExpansion);
+    }
+
+    protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
+    {
+        var batch = x.shape[0];
+        var memory = Restore(state);
+        if (memory is null)
+        {
+            memory = NeuralMemoryState.Start(weights, batch);
+            if (persistent is not null) (_, memory) = Remember(persistent.unsqueeze(0).expand(batch, -1, -1), memory, null);
+            memory = memory with { Seen = 0 }; // the sequence begins a chunk
+        }
+        (var read, memory) = Remember(x, memory, state);
+        if (state is not null) Keep(memory, state);
+        return attention is null ? read : read + attention.Mix(read, padding, state); // its parts live in the same state
+    }
+
+    private (Tensor Read, NeuralMemoryState Memory) Remember(Tensor x, NeuralMemoryState memory, MixerState? state)
+    {
+        var (width, type) = (x.shape[2], Chunks.StateType(x));
+        var projected = project.call(x).Parts(3 * width, width);
+        var parts = convolution.call(projected[0], state).Parts(width, width, width); // q, k, v
+        var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var gate = gates.call(x).to(type).Parts(_heads, _heads, _heads); // [batch, time, h] each
+        var control = new NeuralMemoryGates(gate[0].sigmoid() / _chunk, nn.functional.logsigmoid(gate[1]), nn.functional.logsigmoid(gate[2]));
+        var (o, after) = NeuralMemory.Run(q, k, v, control, memory, _chunk);
+        return (output.call(norm.call(o, projected[1])), after);
+    }
+
+    private NeuralMemoryState? Restore(MixerState? state)
+    {
+        if (state?["memory0"] is null) return null;
+        Tensor[] All(string name) => [.. Enumerable.Range(0, weights.Count).Select(layer => state[name + layer]!)];
+        return new NeuralMemoryState(All("memory"), All("momentum"), All("start"), state.Position);
+    }
+
+    // Copies first: the open chunk's start may be the very memory that the state is about to replace.
+    private static void Keep(NeuralMemoryState memory, MixerState state)
+    {
+        Tensor[] Copies(IReadOnlyList<Tensor> layers) => [.. layers.Select(layer => layer.clone())];
+        var parts = new[] { ("memory", Copies(memory.Memory)), ("momentum", Copies(memory.Momentum)), ("start", Copies(memory.ChunkStart)) };
+        foreach (var (name, layers) in parts)
+            for (var layer = 0; layer < layers.Length; layer++) state.Set(name + layer, layers[layer]);
+    }
+}
+
+/// <summary>Titans' neural memory in residual blocks. Behrouz, Zhong and Mirrokni, "Titans: learning to memorize at test time", 2024.</summary>
+public sealed record TitansBackbone : MultiHeadBackbone
+{
+    /// <summary>Layers of the memory network: 1 (linear) or more.</summary>
+    public int MemoryDepth { get; init; } = 2;
+
+    /// <summary>Hidden width of the memory network as a multiple of a head's features.</summary>
+    public int MemoryExpansion { get; init; } = 2;
+
+    /// <summary>Elements whose gradients are taken at the same memory: larger is faster to train, smaller learns faster.</summary>
+    public int Chunk { get; init; } = 8;
+
+    /// <summary>Learned tokens that the memory reads before every sequence.</summary>
+    public int PersistentTokens { get; init; } = 4;
+
+    /// <summary>Attention over the last elements of what the memory returned; 0 leaves it out (the paper's plain neural memory, LMM).</summary>
+    public int Window { get; init; } = 32;
+
+    internal override TokenMixer CreateMixer(int layer) => Directed(() => new TitansMixer(this));
+
+    internal override IEnumerable<string> Problems()
+    {
+        foreach (var problem in base.Problems()) yield return problem;
+        if (MemoryDepth is < 1 or > 8) yield return $"MemoryDepth is {MemoryDepth}; expected 1 to 8.";
+        if (MemoryExpansion is < 1 or > 16) yield return $"MemoryExpansion is {MemoryExpansion}; expected 1 to 16.";
+        if (Chunk is < 1 or > 1024) yield return $"Chunk is {Chunk}; expected 1 to 1024.";
+        if (PersistentTokens is < 0 or > 4096) yield return $"PersistentTokens is {PersistentTokens}; expected 0 to 4096.";
+        if (Window is < 0 or > 1 << 24) yield return $"Window is {Window}; expected 0 (none) to {1 << 24}.";
+    }
+}
+
+public abstract partial record Backbone
+{
+    /// <summary>Titans (Behrouz et al. 2024): a small network that is trained on the sequence while it reads it. Constant memory and cost per step.</summary>
+    /// <inheritdoc cref="LinearAttention(int, int, int, double, bool)"/>
+    public static TitansBackbone Titans(int width = 128, int depth = 2, int heads = 0, double dropout = 0.1, bool bidirectional = false)
+        => new() { Width = width, Depth = depth, Heads = heads == 0 ? MultiHeadBackbone.DefaultHeads(width) : heads, Dropout = dropout, Bidirectional = bidirectional };
+}
