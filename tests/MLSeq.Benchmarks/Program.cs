@@ -5,6 +5,8 @@ using MLSeq.Examples;
 var command = new CommandLine(args, """
     usage: MLSeq.Benchmarks step      [--device cpu|cuda] [--precision float32|bfloat16] [--backbones a,b] [--batch N] [--time N] [--quick]
                                       ms per training step of a 4-block byte classifier (width 512), as in docs/benchmarks.md
+           MLSeq.Benchmarks operators [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--quick]
+                                      the recurrences' chunked forms beside the best alternatives' times on one H200
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
            MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
            MLSeq.Benchmarks accuracy  [--only dna|vowels|sms|ag-news-10k] [--ag-news FOLDER] [--backbones a,b] [--out FILE] [--quick]
@@ -14,10 +16,11 @@ var command = new CommandLine(args, """
 switch (args.FirstOrDefault())
 {
     case "step": StepBenchmark.Run(command); break;
+    case "operators": OperatorBenchmark.Run(command); break;
     case "overhead": OverheadBenchmark.Run(command); break;
     case "soak": SoakBenchmark.Run(command); break;
     case "accuracy": AccuracyBenchmark.Run(command); break;
     default:
-        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|overhead|soak|accuracy --help");
+        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|operators|overhead|soak|accuracy --help");
         break;
 }
