@@ -54,10 +54,13 @@ public sealed class SequenceClassificationTransformer : ITransformer, ISingleFea
 
     /// <summary>The input's schema with <c>PredictedLabel</c> and <c>Score</c> added.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The feature column is missing or of another type than in training.</exception>
-    public DataViewSchema GetOutputSchema(DataViewSchema inputSchema)
+    public DataViewSchema GetOutputSchema(DataViewSchema inputSchema) => OutputSchema(inputSchema, Model.Input.Accepts);
+
+    /// <summary>The output schema, the feature column being judged by <paramref name="accepts"/>.</summary>
+    internal DataViewSchema OutputSchema(DataViewSchema inputSchema, Func<DataViewType, bool> accepts)
     {
         _host.CheckValue(inputSchema, nameof(inputSchema));
-        FeatureColumn(inputSchema);
+        FeatureColumn(inputSchema, accepts);
         var builder = new DataViewSchema.Builder();
         builder.AddColumns(inputSchema);
         _label.AddScoreColumns(builder, inputSchema, Model.Classes, Columns.PredictedLabel, Columns.Score);
@@ -73,14 +76,14 @@ public sealed class SequenceClassificationTransformer : ITransformer, ISingleFea
 
     IRowToRowMapper ITransformer.GetRowToRowMapper(DataViewSchema inputSchema) => new BatchedRowMapper(this, inputSchema);
 
-    ScoringSession IBatchedTransformer.CreateSession(DataViewRow row, DataViewSchema.Column features) => Model.CreateSession(row, features);
+    ScoringSession IBatchedTransformer.CreateSession(DataViewRow row, DataViewSchema.Column features) => Model.CreateSession(row, features, Model.Input, Model.Score);
 
-    DataViewSchema.Column IBatchedTransformer.FeatureColumn(DataViewSchema input) => FeatureColumn(input);
+    DataViewSchema.Column IBatchedTransformer.FeatureColumn(DataViewSchema input) => FeatureColumn(input, Model.Input.Accepts);
 
-    private DataViewSchema.Column FeatureColumn(DataViewSchema schema)
+    internal DataViewSchema.Column FeatureColumn(DataViewSchema schema, Func<DataViewType, bool> accepts)
     {
         var column = schema.GetColumnOrNull(Columns.Feature) ?? throw _host.ExceptSchemaMismatch("inputSchema", "feature", Columns.Feature);
-        if (!Model.Input.Accepts(column.Type))
+        if (!accepts(column.Type))
             throw _host.ExceptSchemaMismatch("inputSchema", "feature", column.Name, Model.Input.ColumnType.ToString(), column.Type.ToString());
         return column;
     }

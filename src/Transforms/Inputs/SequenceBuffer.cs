@@ -27,6 +27,9 @@ internal sealed class SequenceBuffer(int channels, int maxLength)
     /// <summary>Rows that were longer than the maximum and lost their end.</summary>
     public int TruncatedRows { get; private set; }
 
+    /// <summary>Whether the last row had no element, and got a neutral one.</summary>
+    public bool LastRowWasEmpty { get; private set; }
+
     /// <summary>The largest token.</summary>
     public int MaxToken { get; private set; }
 
@@ -99,7 +102,8 @@ internal sealed class SequenceBuffer(int channels, int maxLength)
     /// <summary>Ends the open row. An empty row gets one neutral element (zeros, or the unknown token), so that every row has a position to read.</summary>
     public void EndRow(WordTextEncoding? words = null)
     {
-        if (Filled == TotalLength)
+        LastRowWasEmpty = Filled == TotalLength;
+        if (LastRowWasEmpty)
         {
             if (Channels > 0) _values.AddRange(new float[Channels]);
             else if (words is not null) AddWord(" ", words);

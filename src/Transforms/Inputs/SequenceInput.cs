@@ -23,6 +23,9 @@ internal abstract record SequenceInput
     /// <summary>Whether the scorer can read a column of this type.</summary>
     public abstract bool Accepts(DataViewType type);
 
+    /// <summary>Whether pieces of a sequence can be read from a column of this type.</summary>
+    public virtual bool AcceptsPiece(DataViewType type) => Accepts(type);
+
     /// <summary>An empty buffer for this kind of element.</summary>
     public virtual SequenceBuffer CreateBuffer() => new(0, MaxLength);
 
@@ -164,6 +167,9 @@ internal sealed record SeriesInput : SequenceInput
     internal override DataViewType ColumnType => Size > 0 ? new VectorDataViewType(NumberDataViewType.Single, Size) : new VectorDataViewType(NumberDataViewType.Single);
 
     public override bool Accepts(DataViewType type) => type is VectorDataViewType vector && vector.ItemType == NumberDataViewType.Single && vector.Size == Size;
+
+    // One element has [channels] numbers, whatever the length of the sequences of training.
+    public override bool AcceptsPiece(DataViewType type) => type is VectorDataViewType vector && vector.ItemType == NumberDataViewType.Single && vector.Size % Channels == 0;
 
     public override SequenceBuffer CreateBuffer() => new(Channels, MaxLength);
 

@@ -48,21 +48,21 @@ internal sealed class SequenceClassificationModel
         }
     }
 
-    public ScoringSession CreateSession(DataViewRow row, DataViewSchema.Column features) => new Session(this, row, features);
+    /// <summary>Reads rows of a cursor as <paramref name="input"/> says, and scores them by <paramref name="score"/>: class probabilities, [rows, classes].</summary>
+    public ScoringSession CreateSession(DataViewRow row, DataViewSchema.Column features, SequenceInput input, Action<SequenceBuffer, float[]> score)
+        => new Session(this, input.CreateBuffer(), input.CreateReader(row, features), score);
 
-    private sealed class Session(SequenceClassificationModel model, DataViewRow row, DataViewSchema.Column features) : ScoringSession
+    private sealed class Session(SequenceClassificationModel model, SequenceBuffer buffer, Action<SequenceBuffer> read, Action<SequenceBuffer, float[]> score) : ScoringSession
     {
-        private readonly SequenceBuffer _buffer = model.Input.CreateBuffer();
-        private readonly Action<SequenceBuffer> _read = model.Input.CreateReader(row, features);
         private float[] _probabilities = [];
 
-        public override void Append() => _read(_buffer);
+        public override void Append() => read(buffer);
 
         public override void Score()
         {
-            if (_probabilities.Length < _buffer.Count * model.Classes) _probabilities = new float[_buffer.Count * model.Classes];
-            model.Score(_buffer, _probabilities);
-            _buffer.Clear();
+            if (_probabilities.Length < buffer.Count * model.Classes) _probabilities = new float[buffer.Count * model.Classes];
+            score(buffer, _probabilities);
+            buffer.Clear();
         }
 
         public override Delegate CreateGetter(int output, Func<int> row)
