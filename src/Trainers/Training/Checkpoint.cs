@@ -40,20 +40,7 @@ internal sealed class Checkpoint(string folder, string fingerprint)
     public void Save(TrainingState state, IReadOnlyList<(string, Tensor)> tensors)
     {
         Directory.CreateDirectory(folder);
-        var temporary = $"{Path}.{Guid.NewGuid():N}.tmp";
-        try
-        {
-            using (var file = new FileStream(temporary, FileMode.CreateNew, FileAccess.Write, FileShare.None, 1 << 20))
-            {
-                SafeTensors.Write(file, tensors, new Dictionary<string, string> { [FingerprintKey] = fingerprint, [StateKey] = JsonSerializer.Serialize(state) });
-                file.Flush(flushToDisk: true);
-            }
-            File.Move(temporary, Path, overwrite: true);
-        }
-        finally
-        {
-            File.Delete(temporary);
-        }
+        AtomicFile.Write(Path, file => SafeTensors.Write(file, tensors, new Dictionary<string, string> { [FingerprintKey] = fingerprint, [StateKey] = JsonSerializer.Serialize(state) }));
     }
 
     /// <summary>Restores into <paramref name="tensors"/>; null when there is no checkpoint.</summary>

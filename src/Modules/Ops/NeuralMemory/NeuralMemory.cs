@@ -46,7 +46,7 @@ public static class NeuralMemory
                 momentum[layer] = Gate(gates.LogMomentum).exp() * momentum[layer] - Gate(gates.Rate) * gradient;
                 memory[layer] = Gate(gates.LogKeep).exp() * memory[layer] + momentum[layer];
             }
-            outputs[t] = Network(At(q, t), (layer, x) => x.Times(memory[layer]), memory.Length).squeeze(2);
+            outputs[t] = Read(At(q, t), memory).squeeze(2);
         }
         return (stack(outputs, 1).to(v.dtype), new NeuralMemoryState(memory, momentum, start, seen));
     }
@@ -99,6 +99,15 @@ public static class NeuralMemory
         state = new NeuralMemoryState([.. next.Select(layer => layer.Memory)], [.. next.Select(layer => layer.Momentum)], start, state.Seen + q.shape[2]);
         return output;
     }
+
+    /// <summary>f_M(q) of a memory at rest, [b, h, t, V].</summary>
+    /// <param name="q">Queries, [b, h, t, K].</param>
+    /// <param name="memory">M, [b, h, inputs, outputs] per layer.</param>
+    internal static Tensor Read(Tensor q, IReadOnlyList<Tensor> memory) => LastInput(q, memory).Times(memory[^1]);
+
+    /// <summary>What the last layer is given for q, [b, h, t, inputs]: q itself in a memory of one layer.</summary>
+    /// <inheritdoc cref="Read"/>
+    internal static Tensor LastInput(Tensor q, IReadOnlyList<Tensor> memory) => memory.SkipLast(1).Aggregate(q, (x, layer) => nn.functional.silu(x.Times(layer)));
 
     /// <summary>Inputs a and errors e of every layer at the given memory: the gradient of ℓ by a layer's weights is Σ a eᵀ. All [b, h, count, size].</summary>
     private static (Tensor[] Inputs, Tensor[] Errors) Gradient(IReadOnlyList<Tensor> memory, Tensor k, Tensor v)
