@@ -157,14 +157,12 @@ public sealed record MatrixMemoryRule : MemoryRule
 /// </remarks>
 public sealed record NeuralMemoryRule : MemoryRule
 {
-    private const double HiddenEnergy = 0.36; // E[silu(z)²] for z ~ N(0, 1), which z = W₁ᵀ k is at first
-
     /// <summary>Hidden units; 0: one linear layer.</summary>
     public int Hidden { get; init; }
 
     /// <summary>
-    /// θ for a write of strength 1, relative to the squared length of the last layer's input (as in the normalized least-mean-squares filter): of an error, one write removes this share at once, and
-    /// rate / (1 − momentum) in the end. Exact for one layer, about right for two.
+    /// θ for a write of strength 1: of an error, one write removes this share at once, and rate / (1 − momentum) in the end. Exact for one layer, about right for two, whose last layer is given inputs
+    /// of almost unit length.
     /// </summary>
     public double Rate { get; init; } = 0.5;
 
@@ -198,8 +196,7 @@ public sealed record NeuralMemoryRule : MemoryRule
 
     internal override Tensor[] Write(Tensor[] state, Tensor k, Tensor v, Tensor strength, Tensor? logKeep)
     {
-        var rate = strength * (Hidden == 0 ? Rate : Rate / (HiddenEnergy * Hidden));
-        var gates = new NeuralMemoryGates(rate, full_like(strength, Math.Log(Momentum)), logKeep ?? zeros_like(strength));
+        var gates = new NeuralMemoryGates(strength * Rate, full_like(strength, Math.Log(Momentum)), logKeep ?? zeros_like(strength));
         var (_, after) = NeuralMemory.Run(k, k, v, gates, new NeuralMemoryState(state[..Depth], state[Depth..], state[..Depth], 0), chunk: 1);
         return [.. after.Memory, .. after.Momentum];
     }

@@ -9,12 +9,13 @@ namespace MLSeq;
 /// before it; attention over a short window, where there is one, looks at what the memory returned.
 /// </summary>
 /// <remarks>
-/// Behrouz et al. 2024, sections 3 and 4.3 (equations 29 to 31). θ = σ(w_θᵀ x) / b, so that a chunk of b equal keys cannot overshoot; η = σ(w_ηᵀ x); α = σ(w_αᵀ x), starting near 0.01.
+/// Behrouz et al. 2024, sections 3 and 4.3 (equations 29 to 31). η = 0.9 σ(w_ηᵀ x); θ = (1 − η) σ(w_θᵀ x) / b, so that a chunk of b equal keys, repeated by the momentum, cannot overshoot; α = σ(w_αᵀ x), starting near 0.01.
 /// State: memory, momentum, the open chunk's start, the convolution's last elements and the window's keys and values.
 /// </remarks>
 internal sealed class TitansMixer : TokenMixer
 {
     private const double ForgettingBias = -4.6; // σ(−4.6) = 0.01
+    private static readonly double LogMostMomentum = Math.Log(0.9);
 
     private readonly Linear project, gates, output;
     private readonly ShortConvolution convolution;
@@ -68,7 +69,8 @@ internal sealed class TitansMixer : TokenMixer
         var parts = convolution.call(projected[0], state).Parts(width, width, width); // q, k, v
         var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
         var gate = gates.call(x).to(type).Parts(_heads, _heads, _heads); // [batch, time, h] each
-        var control = new NeuralMemoryGates(gate[0].sigmoid() / _chunk, nn.functional.logsigmoid(gate[1]), nn.functional.logsigmoid(gate[2]));
+        var logMomentum = nn.functional.logsigmoid(gate[1]) + LogMostMomentum;
+        var control = new NeuralMemoryGates(gate[0].sigmoid() * (1 - logMomentum.exp()) / _chunk, logMomentum, nn.functional.logsigmoid(gate[2]));
         var (o, after) = NeuralMemory.Run(q, k, v, control, memory, _chunk);
         return (output.call(norm.call(o, projected[1])), after);
     }

@@ -184,8 +184,8 @@ public sealed class AssociativeMemoryTests
             reflecting.Reflect(keep: Math.Pow(0.9, pairs.Length));
             reflecting.Write(pairs);
         }
-        Assert.True(decaying.Interference(pairs).RelativeError > 0.99);
-        Assert.True(reflecting.Interference(pairs).RelativeError < 0.3);
+        var (worn, kept) = (decaying.Interference(pairs).RelativeError, reflecting.Interference(pairs).RelativeError);
+        Assert.True(worn > 0.25 && kept < 0.15, $"decaying {worn}, reflecting {kept}");
     }
 
     [Fact]

@@ -9,7 +9,9 @@ namespace MLSeq;
 /// </summary>
 /// <remarks>
 /// <para>Behrouz et al., "Titans: learning to memorize at test time", 2024, equations 8 to 15. As there (section 3.2), the gradients of a chunk of b elements are all taken at the memory the chunk began with, which
-/// lets the chunk be computed at once; b = 1 is plain descent. With one layer, f(k) = M ᵀk; with more, SiLU stands between them.</para>
+/// lets the chunk be computed at once; b = 1 is plain descent. With one layer, f(k) = Mᵀ k. With more, SiLU stands between them, drawn into the unit ball,
+/// a = s / √(1 + ‖s‖²): steps with θ b ≤ 1 − η on a layer with
+/// inputs of at most unit length cannot overshoot, so the memory cannot run away, whatever the sequence.</para>
 /// <para>Symbols: b batch, t time, h heads, K key size, V value size. The chunk is part of the model, not only of its computation: both forms here respect it.</para>
 /// </remarks>
 public static class NeuralMemory
@@ -107,7 +109,7 @@ public static class NeuralMemory
 
     /// <summary>What the last layer is given for q, [b, h, t, inputs]: q itself in a memory of one layer.</summary>
     /// <inheritdoc cref="Read"/>
-    internal static Tensor LastInput(Tensor q, IReadOnlyList<Tensor> memory) => memory.SkipLast(1).Aggregate(q, (x, layer) => nn.functional.silu(x.Times(layer)));
+    internal static Tensor LastInput(Tensor q, IReadOnlyList<Tensor> memory) => memory.SkipLast(1).Aggregate(q, (x, layer) => Activation(x.Times(layer)));
 
     /// <summary>Inputs a and errors e of every layer at the given memory: the gradient of ℓ by a layer's weights is Σ a eᵀ. All [b, h, count, size].</summary>
     private static (Tensor[] Inputs, Tensor[] Errors) Gradient(IReadOnlyList<Tensor> memory, Tensor k, Tensor v)
@@ -117,8 +119,10 @@ public static class NeuralMemory
         errors[^1] = sums[^1] - v;
         for (var layer = memory.Count - 2; layer >= 0; layer--)
         {
-            var gate = sums[layer].sigmoid(); // silu'(z) = σ(z) (1 + z (1 − σ(z)))
-            errors[layer] = errors[layer + 1].Times(memory[layer + 1].Transposed()) * (gate * (1 + sums[layer] * (1 - gate)));
+            var (z, a, back) = (sums[layer], inputs[layer + 1], errors[layer + 1].Times(memory[layer + 1].Transposed()));
+            var gate = z.sigmoid(); // silu(z) = z σ(z), silu'(z) = σ(z) (1 + z (1 − σ(z)))
+            back = (back - a * (a * back).sum([-1L], keepdim: true)) * Shortening(z * gate);
+            errors[layer] = back * (gate * (1 + z * (1 - gate)));
         }
         return (inputs, errors);
     }
@@ -128,10 +132,19 @@ public static class NeuralMemory
         for (var i = 0; i < layers; i++)
         {
             x = layer(i, x);
-            if (i < layers - 1) x = nn.functional.silu(x);
+            if (i < layers - 1) x = Activation(x);
         }
         return x;
     }
+
+    /// <summary><c>a = s / √(1 + ‖s‖²)</c>, s = silu(z): what stands between layers.</summary>
+    private static Tensor Activation(Tensor z)
+    {
+        var s = nn.functional.silu(z);
+        return s * Shortening(s);
+    }
+
+    private static Tensor Shortening(Tensor s) => (1 + s.square().sum([-1L], keepdim: true)).rsqrt();
 
     private static void Check(Tensor q, Tensor k, Tensor v, NeuralMemoryGates gates, NeuralMemoryState state, int chunk)
     {
