@@ -17,10 +17,18 @@ internal static class StepBenchmark
         var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
         var precision = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
         int batch = (int)command.Get("--batch", quick ? 2 : 64), time = (int)command.Get("--time", quick ? 64 : 1024), width = quick ? 64 : 512;
-        foreach (var name in command.Get("--backbones", "transformer,lstm,gru,rnn,cnn").Split(','))
+        foreach (var name in command.Get("--backbones", string.Join(',', Backbone.Names)).Split(','))
         {
-            var backbone = Backbone.Create(name, width, 4) with { Dropout = 0 };
-            if (backbone is TransformerBackbone transformer) backbone = transformer with { Heads = 8, Bidirectional = true };
+            // The reference's model: a mixer of 8 heads and an MLP in every block.
+            var backbone = Backbone.Create(name, width, 4) with { Dropout = 0, MlpRatio = 8.0 / 3 } switch
+            {
+                TransformerBackbone transformer => transformer with { Heads = 8, Bidirectional = true },
+                MultiHeadBackbone heads => heads with { Heads = 8 },
+                MambaBackbone mamba => mamba with { Expansion = 1 },
+                Mamba2Backbone mamba2 => mamba2 with { Expansion = 1, HeadSize = width / 8, States = 128 },
+                HybridBackbone hybrid => hybrid with { Recurrent = ((MultiHeadBackbone)hybrid.Recurrent) with { Heads = 8 }, Attention = ((MultiHeadBackbone)hybrid.Attention) with { Heads = 8 } },
+                var other => other,
+            };
             Measure(backbone, batch, time, precision, device, repeats: quick ? 2 : 20);
         }
     }

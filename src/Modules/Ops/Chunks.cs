@@ -44,8 +44,17 @@ internal static class Chunks
         return difference.masked_fill_(Above(cumulated.shape[^1], cumulated.device), double.NegativeInfinity).exp_();
     }
 
-    /// <summary>Gradient of a sum over time within the chunk: g_t = Σ_{j ≥ t} G_j along dimension <paramref name="dim"/>.</summary>
-    public static Tensor ReverseCumulate(Tensor x, int dim) => x.flip(dim).cumsum(dim).flip(dim);
+    /// <summary>Gradient of a sum over time within the chunk: g_t = Σ_{j ≥ t} x_j of [.., chunk, size].</summary>
+    public static Tensor ReverseCumulate(Tensor x) => ones(x.shape[^2], x.shape[^2], x.dtype, x.device).triu_().Times(x);
+
+    /// <summary>Σ S'_n ∘ dS'_n of the states that follow each chunk, summed over columns: [.., chunks, rows]. What the gradient of a chunk's whole decay gets from its end.</summary>
+    public static Tensor AtEnd(ChunkStates states, Tensor dNext)
+    {
+        var chunks = dNext.shape[^3];
+        var type = StateType(dNext);
+        var last = (states.Last.to(dNext.dtype) * dNext.select(-3, chunks - 1)).sum([-1L], false, type).unsqueeze(-2);
+        return chunks == 1 ? last : cat([(states.Edges.narrow(-3, 1, chunks - 1) * dNext.narrow(-3, 0, chunks - 1)).sum([-1L], false, type), last], -2);
+    }
 
     /// <summary>Bool [size, size]: true above the diagonal.</summary>
     private static Tensor Above(long size, Device device) => ones(size, size, ScalarType.Bool, device).triu_(1);

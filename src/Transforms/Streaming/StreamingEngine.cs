@@ -68,16 +68,7 @@ namespace MLSeq
         public void CheckPoint(string path)
         {
             ArgumentException.ThrowIfNullOrEmpty(path);
-            var temporary = $"{path}.{Guid.NewGuid():N}.tmp";
-            try
-            {
-                using (var stream = File.Create(temporary)) _scorer.Save(stream);
-                File.Move(temporary, path, overwrite: true);
-            }
-            finally
-            {
-                File.Delete(temporary);
-            }
+            AtomicFile.Write(path, _scorer.Save);
         }
 
         /// <summary>Goes on from what <see cref="CheckPoint(Stream)"/> wrote.</summary>

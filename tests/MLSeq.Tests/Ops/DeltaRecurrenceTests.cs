@@ -76,6 +76,22 @@ public sealed class DeltaRecurrenceTests
     }
 
     [Theory]
+    [InlineData(false, false), InlineData(false, true), InlineData(true, false), InlineData(true, true), NoTensorLeaks]
+    public void Groups_of_chunks_side_by_side_give_the_same_states(bool gated, bool reverse)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        const int chunks = 23; // not a square
+        var removal = randn(B, H, chunks, K, K, dtype: float64) / 8;
+        var logDecay = gated ? -rand(1, H, chunks, 1, dtype: float64) : null;
+        var (updates, initial) = (randn(B, H, chunks, K, V, dtype: float64), randn(B, H, K, V, dtype: float64));
+        var one = ChunkedDeltaRecurrence.StateScan(removal, logDecay, updates, initial, reverse, grouped: false);
+        var side = ChunkedDeltaRecurrence.StateScan(removal, logDecay, updates, initial, reverse, grouped: true);
+        Assert.True(OperatorCheck.RelativeError(one.Edges, side.Edges) < 1e-12);
+        Assert.True(OperatorCheck.RelativeError(one.Last, side.Last) < 1e-12);
+    }
+
+    [Theory]
     [InlineData(false), InlineData(true), NoTensorLeaks]
     public void Gradients_match_finite_differences(bool gated)
     {

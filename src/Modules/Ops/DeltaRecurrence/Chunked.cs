@@ -28,44 +28,39 @@ internal sealed class ChunkedDeltaRecurrence : OperatorFunction<ChunkedDeltaRecu
         var inverse = TriangularInverse(decay.Scores(writing, k)).to(q.dtype); // T
         var (values, w) = (inverse.Times(v * beta), inverse.Times(decay.FromStart(writing))); // Ũ and W
         var keys = decay.ToEnd(k).Transposed(); // K̂ᵀ
-        var states = MatrixScan(Transitions(decay, keys, w), keys.Times(values), initial);
-        var chunks = q.shape[2];
-        var starts = states.narrow(2, 0, chunks).to(q.dtype);
-        var corrected = values - w.Times(starts); // U
-        var output = decay.Scores(q, k).Times(corrected).PlusProduct(decay.FromStart(q), starts);
+        var states = StateScan(keys.Times(w), decay.Whole, keys.Times(values), initial);
+        var corrected = values - w.Times(states.Edges); // U
+        var output = decay.Scores(q, k).Times(corrected).PlusProduct(decay.FromStart(q), states.Edges);
         context.save_data("time", time);
         context.save_data("chunk", chunk);
-        return ([Chunks.Join(output, time), states.select(2, chunks).clone()], [q, k, v, beta, logDecay, initial, inverse, w, corrected, states]);
+        return ([Chunks.Join(output, time), states.Last.clone()], [q, k, v, beta, logDecay, initial, inverse, w, corrected, states.Edges, states.Last, .. decay.Parts]);
     }
 
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
         var (time, chunk) = ((long)context.get_data("time"), (long)context.get_data("chunk"));
         var (q, k, v, beta, logDecay, initial) = (saved[0]!, saved[1]!, saved[2]!, saved[3]!, saved[4], saved[5]);
-        var (inverse, w, corrected, states) = (saved[6]!, saved[7]!, saved[8]!, saved[9]!);
-        var (type, chunks) = (q.dtype, q.shape[2]);
-        var decay = ChunkDecay.Create(logDecay, chunk, q);
+        var (inverse, w, corrected, states) = (saved[6]!, saved[7]!, saved[8]!, new ChunkStates(saved[9]!, saved[10]!));
+        var decay = ChunkDecay.Restore(saved[11..]!, q);
         var dOutput = gradients[0] is null ? zeros_like(v) : Chunks.Split(gradients[0]!, chunk);
-        var starts = states.narrow(2, 0, chunks).to(type);
-        var (writing, transposed) = (k * beta, inverse.Transposed());
-        var keys = decay.ToEnd(k);
+        var (starts, writing, transposed, keys) = (states.Edges, k * beta, inverse.Transposed(), decay.ToEnd(k));
 
         // Backwards over the chunks: dS = Mᵀ dS' + (e^G ∘ Q)ᵀ dO − Wᵀ Pᵀ dO.
         var dCorrected = decay.Scores(q, k).Transposed().Times(dOutput); // Pᵀ dO, so far
         var dStarts = decay.FromStart(q).Transposed().Times(dOutput) - w.Transposed().Times(dCorrected);
-        var dStates = MatrixScan(Transitions(decay, keys.Transposed(), w), dStarts, gradients[1], reverse: true);
-        var dNext = dStates.narrow(2, 1, chunks).to(type);
+        var dStates = StateScan(w.Transposed().Times(keys), decay.Whole, dStarts, gradients[1], reverse: true);
+        var dNext = dStates.Edges; // of the states that follow each chunk
         dCorrected = dCorrected.PlusProduct(keys, dNext);
 
         // Output and next start.
         var (dq, dk) = decay.ScoreGradients(dOutput.Times(corrected.Transposed()), q, k);
-        dq = dq + decay.FromStart(dOutput.Times(starts.Transposed()));
-        dk = dk + decay.ToEnd(corrected.Times(dNext.Transposed()));
+        dq.add_(decay.FromStart(dOutput.Times(starts.Transposed())));
+        dk.add_(decay.ToEnd(corrected.Times(dNext.Transposed())));
 
         // The triangular system.
         var dValues = transposed.Times(dCorrected); // of β ∘ V
         var dFromStart = transposed.Times(dCorrected.Times(starts.Transposed())).neg_(); // of β ∘ e^G ∘ K
-        var dA = dValues.Times((inverse.Times(v * beta)).Transposed()).add_(dFromStart.Times(w.Transposed())).neg_().tril_(-1);
+        var dA = dValues.Times(inverse.Times(v * beta).Transposed()).add_(dFromStart.Times(w.Transposed())).neg_().tril_(-1);
         var (dWriting, dKeys) = decay.ScoreGradients(dA, writing, k);
         dWriting = dWriting + decay.FromStart(dFromStart);
         dk = dk + dKeys;
@@ -74,28 +69,18 @@ internal sealed class ChunkedDeltaRecurrence : OperatorFunction<ChunkedDeltaRecu
         if (logDecay is not null)
         {
             // As for the gated linear recurrence: G_t enters with the rows (q, β k) and leaves with the columns (k).
-            var state = Chunks.StateType(q);
-            var dG = (q.to(state) * dq + writing.to(state) * dWriting - k.to(state) * dk).sum(-1, keepdim: true);
-            var atEnd = (states.narrow(2, 1, chunks) * dStates.narrow(2, 1, chunks)).sum([-2, -1]); // [b, h, chunks]
-            dLogDecay = Chunks.Join(Chunks.ReverseCumulate(dG, 3) + atEnd.unsqueeze(-1).unsqueeze(-1), time).squeeze(-1);
+            var type = Chunks.StateType(q);
+            Tensor Rows(Tensor x, Tensor dx) => (x * dx).sum([-1L], true, type);
+            var dG = Chunks.ReverseCumulate(Rows(q, dq) + Rows(writing, dWriting) - Rows(k, dk));
+            dLogDecay = Chunks.Join(dG + Chunks.AtEnd(states, dNext).sum([-1L], true).unsqueeze(3), time).squeeze(-1);
             dLogDecay = Chunks.FlooredGradient(dLogDecay, logDecay);
         }
         var dBeta = (k * dWriting).sum(-1, keepdim: true) + (v * dValues).sum(-1, keepdim: true);
         return
         [
             Chunks.Join(dq, time), Chunks.Join(dk.addcmul(dWriting, beta, 1), time), Chunks.Join(dValues * beta, time), Chunks.Join(dBeta, time).squeeze(-1),
-            dLogDecay, initial is null ? null : dStates.select(2, 0).to(initial.dtype), null,
+            dLogDecay, initial is null ? null : dStates.Last.to(initial.dtype), null,
         ];
-    }
-
-    /// <summary>M = e^{G_L} I − K̂ᵀ W, [b, h, chunks, K, K], in the type of states: products of many of them must stay exact.</summary>
-    private static Tensor Transitions(ChunkDecay decay, Tensor keys, Tensor w)
-    {
-        var transitions = keys.Times(w).to(Chunks.StateType(w)).neg_();
-        var diagonal = transitions.diagonal(0, -2, -1);
-        if (decay.Whole is { } whole) diagonal.add_(whole.exp());
-        else diagonal.add_(1);
-        return transitions;
     }
 
     /// <summary>(I + A)^{−1} of the part of <paramref name="a"/> [.., n, n] below the diagonal, in the type of states.</summary>
@@ -106,53 +91,53 @@ internal sealed class ChunkedDeltaRecurrence : OperatorFunction<ChunkedDeltaRecu
     }
 
     /// <summary>
-    /// <c>S_{n+1} = M_n S_n + B_n</c> for all n (reverse: <c>S_n = M_nᵀ S_{n+1} + B_n</c>): one product per chunk; where there are many, all groups of chunks run at once and are
-    /// joined afterwards, so that a GPU waits for 2 √chunks products instead of for as many as there are chunks.
+    /// <c>S_{n+1} = e^{a_n} S_n − R_n S_n + U_n</c> for all n (reverse: from S_{n+1} to S_n). S itself is carried in the type of states, products are in the type of the inputs. One step per chunk; a GPU,
+    /// where there are many chunks, runs groups of them side by side and joins them, so that it waits for 2 √chunks steps instead.
     /// </summary>
-    private static Tensor MatrixScan(Tensor transitions, Tensor updates, Tensor? initial, bool reverse = false)
+    /// <param name="removal">R, [b, h, chunks, K, K].</param>
+    /// <param name="logDecay">a, [b or 1, h, chunks, 1]; null for none.</param>
+    /// <param name="updates">U, [b, h, chunks, K, V].</param>
+    /// <param name="initial">The state to begin with; null for zero.</param>
+    /// <param name="reverse">Whether to run from the last chunk to the first.</param>
+    /// <param name="grouped">Whether to run groups side by side; null chooses.</param>
+    internal static ChunkStates StateScan(Tensor removal, Tensor? logDecay, Tensor updates, Tensor? initial, bool reverse = false, bool? grouped = null)
     {
-        if (reverse) transitions = transitions.Transposed();
-        updates = updates.to(transitions.dtype);
-        initial = initial?.to(transitions.dtype) ?? zeros_like(updates.select(2, 0));
-        var chunks = updates.shape[2];
-        if (chunks <= 32 || updates.device_type != DeviceType.CUDA) return Sequential(transitions, updates, initial, reverse);
+        var type = Chunks.StateType(updates);
+        initial = initial?.to(type) ?? zeros_like(updates.select(2, 0), type);
+        var decay = logDecay?.exp().unsqueeze(-1); // [.., chunks, 1, 1]
+        var (chunks, rows, columns) = (updates.shape[2], updates.shape[3], updates.shape[4]);
+        if (!(grouped ?? (chunks > 64 && updates.device_type == DeviceType.CUDA))) return Sequential(removal, decay, updates, initial, reverse);
 
         var group = (long)Math.Ceiling(Math.Sqrt(chunks));
         var groups = (chunks + group - 1) / group;
-        var rows = updates.shape[3];
-        if (groups * group > chunks) // filled up with neutral chunks
-        {
-            var neutral = eye(rows, dtype: transitions.dtype, device: transitions.device).expand(transitions.shape[0], transitions.shape[1], groups * group - chunks, rows, rows);
-            transitions = cat([transitions, neutral], 2);
-            updates = nn.functional.pad(updates, [0, 0, 0, 0, 0, groups * group - chunks]);
-        }
-        // [product of transitions | state], both from the group's edge on: [b, h, groups, group, K, K + V]
-        var m = transitions.Unflatten(2, groups, group);
-        var both = nn.functional.pad(updates.Unflatten(2, groups, group), [rows, 0]);
-        var edge = cat([eye(rows, dtype: m.dtype, device: m.device).expand(m.shape[0], m.shape[1], groups, rows, rows), zeros([.. m.shape[..2], groups, rows, updates.shape[^1]], m.dtype, m.device)], -1);
-        var local = Sequential(m.flatten(1, 2), both.flatten(1, 2), edge.flatten(1, 2), reverse).Unflatten(1, m.shape[1], groups); // [b, h, groups, group + 1, K, K + V]
-        var (products, states) = (local.narrow(-1, 0, rows), local.narrow(-1, rows, updates.shape[^1]));
-        var across = reverse ? 0 : group;
-        var starts = Sequential(products.select(3, across), states.select(3, across), initial, reverse); // [b, h, groups + 1, K, V]
-        var from = starts.narrow(2, reverse ? 1 : 0, groups).unsqueeze(3);
-        var joined = states + products.Times(from);
-        return cat([joined.narrow(3, 0, group).flatten(2, 3), joined.select(2, groups - 1).narrow(2, group, 1)], 2).narrow(2, 0, chunks + 1);
+        var lacking = groups * group - chunks; // filled up with neutral chunks
+        Tensor Grouped(Tensor x, double fill) => (lacking == 0 ? x : nn.functional.pad(x, [0, 0, 0, 0, 0, lacking], value: fill)).Unflatten(2, groups, group);
+        // [what is left of the state at the group's edge, as a matrix | what the group itself adds]: [b, h, groups, group, K, K + V]
+        var both = nn.functional.pad(Grouped(updates, 0), [rows, 0]);
+        var edge = cat([eye(rows, dtype: type, device: updates.device).expand([.. both.shape[..3], rows, rows]), zeros([.. both.shape[..3], rows, columns], type, updates.device)], -1);
+        var local = Sequential(Grouped(removal, 0).flatten(1, 2), decay is null ? null : Grouped(decay.expand(updates.shape[0], -1, -1, -1, -1), 1).flatten(1, 2), both.flatten(1, 2), edge.flatten(1, 2), reverse);
+        Tensor Left(Tensor x) => x.narrow(-1, 0, rows);
+        Tensor Added(Tensor x) => x.narrow(-1, rows, columns);
+        var last = local.Last.Unflatten(1, updates.shape[1], groups); // [b, h, groups, K, K + V]
+        var across = Sequential(eye(rows, dtype: type, device: updates.device) - Left(last), null, Added(last), initial, reverse);
+        var edges = local.Edges.Unflatten(1, updates.shape[1], groups); // [b, h, groups, group, K, K + V]
+        var joined = Added(edges) + Left(edges).Times(across.Edges.to(edges.dtype).unsqueeze(3));
+        return new ChunkStates(joined.flatten(2, 3).narrow(2, 0, chunks), across.Last);
     }
 
-    private static Tensor Sequential(Tensor transitions, Tensor updates, Tensor initial, bool reverse)
+    private static ChunkStates Sequential(Tensor removal, Tensor? decay, Tensor updates, Tensor initial, bool reverse)
     {
         var chunks = (int)updates.shape[2];
-        var states = new Tensor[chunks + 1];
-        var (batch, heads) = (updates.shape[0], updates.shape[1]);
-        var (m, u) = (transitions.flatten(0, 1), updates.flatten(0, 1));
+        var edges = new Tensor[chunks];
+        var (r, u, d) = (removal.neg().flatten(0, 1), updates.flatten(0, 1), decay?.expand(updates.shape[0], -1, -1, -1, -1).flatten(0, 1));
         var state = initial.flatten(0, 1);
-        states[reverse ? chunks : 0] = state;
         for (var i = 0; i < chunks; i++)
         {
             var n = reverse ? chunks - 1 - i : i;
-            state = u.select(1, n).PlusProduct(m.select(1, n), state);
-            states[reverse ? n : n + 1] = state;
+            edges[n] = state.to(updates.dtype);
+            var change = u.select(1, n).PlusProduct(r.select(1, n), edges[n]);
+            state = d is null ? state + change : (state * d.select(1, n)).add_(change);
         }
-        return stack(states, 1).Unflatten(0, batch, heads);
+        return new ChunkStates(stack(edges, 1).Unflatten(0, updates.shape[0], updates.shape[1]), state.Unflatten(0, updates.shape[0], updates.shape[1]));
     }
 }

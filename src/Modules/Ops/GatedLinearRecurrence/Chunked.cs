@@ -24,44 +24,39 @@ internal sealed class ChunkedLinearRecurrence : OperatorFunction<ChunkedLinearRe
         var (q, k, v) = (Chunks.Split((Tensor)inputs[0]!, chunk), Chunks.Split((Tensor)inputs[1]!, chunk), Chunks.Split((Tensor)inputs[2]!, chunk));
         var decay = ChunkDecay.Create(logDecay, chunk, q);
         var scores = decay.Scores(q, k);
-        var updates = decay.ToEnd(k).Transposed().Times(v);
-        var states = ChunkScan.Run(updates, decay.Whole, initial); // [b, h, chunks + 1, K, V]
-        var chunks = updates.shape[2];
-        var output = scores.Times(v).PlusProduct(decay.FromStart(q), states.narrow(2, 0, chunks));
+        var states = ChunkScan.Run(decay.ToEnd(k).Transposed().Times(v), decay.Whole, initial);
+        var output = scores.Times(v).PlusProduct(decay.FromStart(q), states.Edges);
         context.save_data("time", time);
         context.save_data("chunk", chunk);
-        return ([Chunks.Join(output, time), states.select(2, chunks).to(Chunks.StateType(q))], [q, k, v, logDecay, initial, states, scores]);
+        return ([Chunks.Join(output, time), states.Last.to(Chunks.StateType(q))], [q, k, v, logDecay, initial, states.Edges, states.Last, scores, .. decay.Parts]);
     }
 
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
         var (time, chunk) = ((long)context.get_data("time"), (long)context.get_data("chunk"));
-        var (q, k, v, logDecay, initial, states, scores) = (saved[0]!, saved[1]!, saved[2]!, saved[3], saved[4], saved[5]!, saved[6]!);
-        var chunks = q.shape[2];
-        var decay = ChunkDecay.Create(logDecay, chunk, q);
+        var (q, k, v, logDecay, initial, scores) = (saved[0]!, saved[1]!, saved[2]!, saved[3], saved[4], saved[7]!);
+        var states = new ChunkStates(saved[5]!, saved[6]!);
+        var decay = ChunkDecay.Restore(saved[8..]!, q);
         var dOutput = gradients[0] is null ? zeros_like(v) : Chunks.Split(gradients[0]!, chunk);
-        var dUpdates = decay.FromStart(q).Transposed().Times(dOutput);
-        var dStates = ChunkScan.Run(dUpdates, decay.Whole, gradients[1], reverse: true); // of S_0 … S_chunks
-        var dNext = dStates.narrow(2, 1, chunks);
+        var dStates = ChunkScan.Run(decay.FromStart(q).Transposed().Times(dOutput), decay.Whole, gradients[1], reverse: true);
+        var dNext = dStates.Edges; // of the states that follow each chunk
 
-        var dScores = dOutput.Times(v.Transposed());
-        var (dq, dk) = decay.ScoreGradients(dScores, q, k);
-        dq = dq + decay.FromStart(dOutput.Times(states.narrow(2, 0, chunks).Transposed()));
-        dk = dk + decay.ToEnd(v.Times(dNext.Transposed()));
+        var (dq, dk) = decay.ScoreGradients(dOutput.Times(v.Transposed()), q, k);
+        dq.add_(decay.FromStart(dOutput.Times(states.Edges.Transposed())));
+        dk.add_(decay.ToEnd(v.Times(dNext.Transposed())));
         var dv = scores.Transposed().Times(dOutput).PlusProduct(decay.ToEnd(k), dNext);
 
         Tensor? dLogDecay = null;
         if (logDecay is not null && logDecay.dim() > 1)
         {
             var type = Chunks.StateType(q);
-            var perKey = logDecay.dim() == 4;
-            var dG = (q.to(type) * dq - k.to(type) * dk).to(type);
-            var atEnd = (states.narrow(2, 1, chunks).to(type) * dNext).sum(-1); // [b, h, chunks, K]
-            if (!perKey) (dG, atEnd) = (dG.sum(-1, keepdim: true), atEnd.sum(-1, keepdim: true));
-            dLogDecay = Chunks.Join(Chunks.ReverseCumulate(dG, 3) + atEnd.unsqueeze(3), time);
-            dLogDecay = Chunks.FlooredGradient(perKey ? dLogDecay : dLogDecay.squeeze(-1), logDecay);
+            var atEnd = Chunks.AtEnd(states, dNext); // [b, h, chunks, K]
+            dLogDecay = logDecay.dim() == 4
+                ? Chunks.Join(Chunks.ReverseCumulate((q * dq - k * dk).to(type)) + atEnd.unsqueeze(3), time)
+                : Chunks.Join(Chunks.ReverseCumulate((q * dq).sum([-1L], true, type) - (k * dk).sum([-1L], true, type)) + atEnd.sum([-1L], true).unsqueeze(3), time).squeeze(-1);
+            dLogDecay = Chunks.FlooredGradient(dLogDecay, logDecay);
         }
-        return [Chunks.Join(dq, time), Chunks.Join(dk, time), Chunks.Join(dv, time), dLogDecay, initial is null ? null : dStates.select(2, 0).to(initial.dtype), null];
+        return [Chunks.Join(dq, time), Chunks.Join(dk, time), Chunks.Join(dv, time), dLogDecay, initial is null ? null : dStates.Last.to(initial.dtype), null];
     }
 }
 
@@ -86,21 +81,30 @@ internal abstract class ChunkDecay
     /// <param name="k">[.., s, K].</param>
     public abstract (Tensor Queries, Tensor Keys) ScoreGradients(Tensor dScores, Tensor q, Tensor k);
 
+    /// <summary>What the backward pass needs again.</summary>
+    public abstract Tensor[] Parts { get; }
+
     /// <param name="logDecay">null, [h], [b, t, h] or [b, t, h, K].</param>
     /// <param name="chunk">Positions per chunk.</param>
-    /// <param name="q">Gives the element type.</param>
+    /// <param name="q">Gives element type and chunks.</param>
     public static ChunkDecay Create(Tensor? logDecay, long chunk, Tensor q)
     {
         if (logDecay is null) return new None();
         var g = Chunks.Floored(logDecay);
         if (logDecay.dim() == 1)
-            return new Scalar((g.unsqueeze(-1) * arange(1, chunk + 1, dtype: g.dtype, device: g.device)).view(1, g.shape[0], 1, chunk), q);
-        if (logDecay.dim() == 3) return new Scalar(Chunks.Split(g.unsqueeze(-1), chunk).squeeze(-1).cumsum(-1), q);
-        return new PerKey(Chunks.Split(g, chunk).cumsum(3), q.dtype);
+            return Scalar.Of((g.unsqueeze(-1) * arange(1, chunk + 1, dtype: g.dtype, device: g.device)).view(1, g.shape[0], 1, chunk), q);
+        if (logDecay.dim() == 3) return Scalar.Of(Chunks.Split(g.unsqueeze(-1), chunk).squeeze(-1).cumsum(-1), q);
+        return PerKey.Of(Chunks.Split(g, chunk).cumsum(3), q);
     }
+
+    /// <summary>A decay from its <see cref="Parts"/>.</summary>
+    public static ChunkDecay Restore(Tensor[] parts, Tensor q)
+        => parts.Length == 0 ? new None() : parts.Length == 4 ? new Scalar(parts[0], parts[1], parts[2], parts[3], q.shape[2]) : new PerKey(parts[0], parts[1], parts[2]);
 
     private sealed class None : ChunkDecay
     {
+        public override Tensor[] Parts => [];
+
         public override Tensor Scores(Tensor q, Tensor k) => q.Times(k.Transposed()).tril_();
 
         public override (Tensor Queries, Tensor Keys) ScoreGradients(Tensor dScores, Tensor q, Tensor k)
@@ -111,63 +115,76 @@ internal abstract class ChunkDecay
     }
 
     /// <summary>One decay per position, G [.., chunk]: the matrix e^{G_t − G_s} multiplies the products.</summary>
-    private sealed class Scalar(Tensor cumulated, Tensor q) : ChunkDecay
+    private sealed class Scalar(Tensor cumulated, Tensor matrix, Tensor fromStart, Tensor toEnd, long chunks) : ChunkDecay
     {
-        private readonly Tensor _matrix = Chunks.DecayMatrix(cumulated).to(q.dtype);
-        private readonly Tensor _fromStart = cumulated.exp().to(q.dtype).unsqueeze(-1);
-        private readonly Tensor _toEnd = (cumulated.narrow(-1, cumulated.shape[^1] - 1, 1) - cumulated).exp_().to(q.dtype).unsqueeze(-1);
+        public static Scalar Of(Tensor cumulated, Tensor q)
+        {
+            var end = cumulated.narrow(-1, cumulated.shape[^1] - 1, 1);
+            return new Scalar(cumulated, Chunks.DecayMatrix(cumulated).to(q.dtype), cumulated.exp().to(q.dtype).unsqueeze(-1), (end - cumulated).exp_().to(q.dtype).unsqueeze(-1), q.shape[2]);
+        }
 
-        public override Tensor? Whole => cumulated.narrow(-1, cumulated.shape[^1] - 1, 1).expand(-1, -1, q.shape[2], -1); // a constant is alike in all chunks
+        public override Tensor[] Parts => [cumulated, matrix, fromStart, toEnd];
 
-        public override Tensor FromStart(Tensor x) => x * _fromStart;
+        public override Tensor? Whole => cumulated.narrow(-1, cumulated.shape[^1] - 1, 1).expand(-1, -1, chunks, -1); // a constant is alike in all chunks
 
-        public override Tensor ToEnd(Tensor x) => x * _toEnd;
+        public override Tensor FromStart(Tensor x) => x * fromStart;
 
-        public override Tensor Scores(Tensor q, Tensor k) => q.Times(k.Transposed()).mul_(_matrix);
+        public override Tensor ToEnd(Tensor x) => x * toEnd;
+
+        public override Tensor Scores(Tensor q, Tensor k) => q.Times(k.Transposed()).mul_(matrix);
 
         public override (Tensor Queries, Tensor Keys) ScoreGradients(Tensor dScores, Tensor q, Tensor k)
         {
-            dScores.mul_(_matrix);
+            dScores.mul_(matrix);
             return (dScores.Times(k), dScores.Transposed().Times(q));
         }
     }
 
     /// <summary>
     /// A decay per position and key dimension, G [.., chunk, K]. The chunk is halved again and again; for t in the second and s in the first half of a
-    /// part, G is measured from the middle r: <c>P_ts = (q_t e^{G_t − G_r})ᵀ (k_s e^{G_r − G_s})</c>, a product of two factors of which neither can overflow.
+    /// part, G is measured from the middle r: <c>P_ts = (q_t e^{G_t − G_r})ᵀ (k_s e^{G_r − G_s})</c>, a product of two factors of which neither can overflow. Blocks of eight positions are
+    /// one such product as a whole: there an exponent is at most four steps of the floor (see <see cref="Chunks.Floored"/>), e^80, which a float holds.
     /// </summary>
-    private sealed class PerKey(Tensor cumulated, ScalarType type) : ChunkDecay
+    private sealed class PerKey(Tensor cumulated, Tensor fromStart, Tensor toEnd) : ChunkDecay
     {
-        private readonly Tensor _fromStart = cumulated.exp().to(type);
-        private readonly Tensor _toEnd = (cumulated.narrow(-2, cumulated.shape[^2] - 1, 1) - cumulated).exp_().to(type);
+        private const long Smallest = 8;
+
+        public static PerKey Of(Tensor cumulated, Tensor q)
+            => new(cumulated, cumulated.exp().to(q.dtype), (cumulated.narrow(-2, cumulated.shape[^2] - 1, 1) - cumulated).exp_().to(q.dtype));
+
+        public override Tensor[] Parts => [cumulated, fromStart, toEnd];
 
         public override Tensor? Whole => cumulated.select(-2, cumulated.shape[^2] - 1);
 
-        public override Tensor FromStart(Tensor x) => x * _fromStart;
+        public override Tensor FromStart(Tensor x) => x * fromStart;
 
-        public override Tensor ToEnd(Tensor x) => x * _toEnd;
+        public override Tensor ToEnd(Tensor x) => x * toEnd;
+
+        private long Block => Math.Min(Smallest, cumulated.shape[^2]);
 
         public override Tensor Scores(Tensor q, Tensor k)
         {
-            var chunk = cumulated.shape[^2];
-            var scores = zeros([.. q.shape[..^1], chunk], q.dtype, q.device);
-            scores.diagonal(0, -2, -1).copy_((q * k).sum(-1)); // t = s: nothing decays
-            for (var half = chunk / 2; half >= 1; half /= 2)
+            var scores = zeros([.. q.shape[..^1], cumulated.shape[^2]], q.dtype, q.device);
+            var (toQuery, toKey) = FromMiddle();
+            Diagonal(scores).copy_((Blocks(q, Block) * toQuery).Times((Blocks(k, Block) * toKey).Transposed()).tril_());
+            for (var half = cumulated.shape[^2] / 2; half >= Smallest; half /= 2)
             {
-                var (toQuery, toKey) = FromMiddle(half);
-                Block(scores, half).copy_((Halves(q, half).Second * toQuery).Times((Halves(k, half).First * toKey).Transposed()));
+                (toQuery, toKey) = FromMiddle(half);
+                Below(scores, half).copy_((Halves(q, half).Second * toQuery).Times((Halves(k, half).First * toKey).Transposed()));
             }
             return scores;
         }
 
         public override (Tensor Queries, Tensor Keys) ScoreGradients(Tensor dScores, Tensor q, Tensor k)
         {
-            var diagonal = dScores.diagonal(0, -2, -1).unsqueeze(-1);
-            var (dq, dk) = (diagonal * k, diagonal * q);
-            for (var half = cumulated.shape[^2] / 2; half >= 1; half /= 2)
+            var (toQuery, toKey) = FromMiddle();
+            var block = Diagonal(dScores).contiguous().tril_();
+            var dq = (block.Times(Blocks(k, Block) * toKey) * toQuery).view(q.shape);
+            var dk = (block.Transposed().Times(Blocks(q, Block) * toQuery) * toKey).view(k.shape);
+            for (var half = cumulated.shape[^2] / 2; half >= Smallest; half /= 2)
             {
-                var (toQuery, toKey) = FromMiddle(half);
-                var block = Block(dScores, half);
+                (toQuery, toKey) = FromMiddle(half);
+                block = Below(dScores, half).contiguous();
                 Halves(dq, half).Second.addcmul_(block.Times(Halves(k, half).First * toKey), toQuery, 1);
                 Halves(dk, half).First.addcmul_(block.Transposed().Times(Halves(q, half).Second * toQuery), toKey, 1);
             }
@@ -179,8 +196,18 @@ internal abstract class ChunkDecay
         {
             var (first, second) = Halves(cumulated, half);
             var middle = first.narrow(-2, half - 1, 1);
-            return ((second - middle).exp_().to(type), (middle - first).exp_().to(type));
+            return ((second - middle).exp_().to(fromStart.dtype), (middle - first).exp_().to(fromStart.dtype));
         }
+
+        // The same of whole blocks, each from its own middle: [.., blocks, block, K].
+        private (Tensor ToQuery, Tensor ToKey) FromMiddle()
+        {
+            var blocks = Blocks(cumulated, Block);
+            var difference = blocks - blocks.narrow(-2, (Block - 1) / 2, 1);
+            return (difference.exp().to(fromStart.dtype), difference.neg_().exp_().to(fromStart.dtype));
+        }
+
+        private static Tensor Blocks(Tensor x, long block) => x.Unflatten(-2, x.shape[^2] / block, block);
 
         // [.., chunk, K] as parts of two halves: 2 × [.., parts, half, K] (views).
         private static (Tensor First, Tensor Second) Halves(Tensor x, long half)
@@ -189,8 +216,15 @@ internal abstract class ChunkDecay
             return (parts.select(-3, 0), parts.select(-3, 1));
         }
 
+        // Of [.., chunk, chunk]: the blocks along the diagonal, [.., blocks, block, block] (a view).
+        private Tensor Diagonal(Tensor scores)
+        {
+            var blocks = scores.shape[^1] / Block;
+            return scores.Unflatten(-1, blocks, Block).Unflatten(-3, blocks, Block).diagonal(0, -4, -2).movedim([-1], [-3]); // of [.., blocks, block, blocks, block]
+        }
+
         // Of [.., chunk, chunk]: for each part, the block of the second half's rows and the first half's columns, [.., parts, half, half] (a view).
-        private static Tensor Block(Tensor scores, long half)
+        private static Tensor Below(Tensor scores, long half)
         {
             var parts = scores.shape[^1] / (2 * half);
             var blocks = scores.Unflatten(-1, parts, 2, half).Unflatten(-4, parts, 2, half); // [.., parts, 2, half, parts, 2, half]

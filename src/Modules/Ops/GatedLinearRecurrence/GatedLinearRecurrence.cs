@@ -68,7 +68,7 @@ public static class GatedLinearRecurrence
     public static (Tensor Output, Tensor FinalState) Chunked(Tensor q, Tensor k, Tensor v, Tensor? logDecay = null, Tensor? initialState = null, int chunk = 0)
     {
         Check(q, k, v, logDecay, initialState);
-        if (chunk == 0) chunk = logDecay?.dim() == 4 ? 64 : q.device_type == DeviceType.CUDA ? 128 : 64;
+        if (chunk == 0) chunk = logDecay is null && q.device_type == DeviceType.CUDA ? 128 : 64;
         var size = Math.Min(chunk, q.shape[1]);
         // A constant decays filled-up positions too, which the final state would show.
         if (logDecay?.dim() == 1 && q.shape[1] % size != 0) logDecay = PerStep(logDecay, q);
