@@ -82,9 +82,9 @@ public sealed class DeltaRecurrenceTests
         using var scope = NewDisposeScope();
         manual_seed(1);
         const int chunks = 23; // not a square
-        var removal = randn(B, H, chunks, K, K, dtype: float64) / 8;
+        var removal = randn([B, H, chunks, K, K], float64) / 8;
         var logDecay = gated ? -rand(1, H, chunks, 1, dtype: float64) : null;
-        var (updates, initial) = (randn(B, H, chunks, K, V, dtype: float64), randn(B, H, K, V, dtype: float64));
+        var (updates, initial) = (randn([B, H, chunks, K, V], float64), randn(B, H, K, V, dtype: float64));
         var one = ChunkedDeltaRecurrence.StateScan(removal, logDecay, updates, initial, reverse, grouped: false);
         var side = ChunkedDeltaRecurrence.StateScan(removal, logDecay, updates, initial, reverse, grouped: true);
         Assert.True(OperatorCheck.RelativeError(one.Edges, side.Edges) < 1e-12);
