@@ -25,7 +25,8 @@ internal static class CostPerStep
             double ratio = times[^1] / times[0], growth = (double)bytes[^1] / bytes[0];
             rows.Add([name, .. times.Select(time => time.Text(3)), ratio.Text(2), (bytes[0] / 1024.0).Text(1), (bytes[^1] / 1024.0).Text(1)]);
             chart.Line(name, positions.Select((position, i) => ((double)position, times[i])), dashed: growth > 1);
-            lab.Result($"claim=a mixer={name.Compact()} ms_first={times[0]:F4} ms_last={times[^1]:F4} ratio={ratio:F3} bytes_first={bytes[0]} bytes_last={bytes[^1]} position={positions[^1]} filled_cache={filled}");
+            lab.Result($"claim=a mixer={name.Compact()} ms_first={times[0]:F4} ms_last={times[^1]:F4} ratio={ratio:F3} bytes_first={bytes[0]} bytes_last={bytes[^1]}",
+                $"position={positions[^1]} filled_cache={(filled ? "true" : "false")}");
         }
         lab.Table("a", $"Milliseconds per step (median of {steps}) at each position, and the state's size. Width {width}, {Depth} blocks, one sequence, {lab.Device.type}.",
             ["mixer", .. positions.Select(position => $"at {position.Text()}"), "last / first", "first KiB", "last KiB"], rows);

@@ -9,7 +9,7 @@ internal static class Forgetting
 {
     public static void Run(Lab lab)
     {
-        int furthest = lab.Size(32, 512, 2048), trials = lab.Size(8, 48, 256);
+        int furthest = lab.Size(32, 512, 2048), trials = lab.Size(8, 32, 256);
         int[] distances = lab.Size<int[]>([1, 16, 32], [1, 16, 64, 256, 512], [1, 16, 64, 256, 1024, 2048]);
         var chart = new Chart("What is left of a pair after n others", "pairs written since", "share of the largest response", logX: true);
         var rows = new List<string[]>();
@@ -18,9 +18,11 @@ internal static class Forgetting
             rows.Add([name, .. distances.Select(n => response[n].Text(2)), .. distances.Skip(1).Select(n => interference?[n].Text(2) ?? "–")]);
             chart.Line(name, Enumerable.Range(1, furthest).Where(n => IsDrawn(n)).Select(n => ((double)n, response[n])), markers: false);
             var half = Array.FindIndex(response, Array.IndexOf(response, response.Max()), value => value < 0.5);
-            lab.Result($"claim=e rule={name.Compact()} half_life={(half < 0 ? "over_" + furthest : half)} response_64={response[Math.Min(64, furthest)]:F3} response_last={response[^1]:F3} interference_last={(interference is null ? double.NaN : interference[^1]):F3}");
+            lab.Result($"claim=e rule={name.Compact()} half_life={(half < 0 ? "over_" + furthest : half)} response_{distances[^1]}={response[^1]:F3}",
+                $"interference_{distances[^1]}={interference?[^1] ?? double.NaN:F3}");
         }
-        lab.Table("e", $"Left: share of the value that its key still returns after n other pairs. Right: length of what comes along from the others (the value has length 1). {trials} trials, size {Rules.Size}.",
+        lab.Table("e", "Left: share of the value that its key still returns after n other pairs. Right: length of what comes along from the others (the value has length 1). " +
+            $"{trials} trials, size {Rules.Size}.",
             ["memory", .. distances.Select(n => $"n = {n.Text()}"), .. distances.Skip(1).Select(n => $"others, n = {n.Text()}")], rows);
         chart.Vertical(-0.05, 1.05);
         lab.Draw("e", chart);

@@ -8,10 +8,12 @@ namespace MLSeq.Examples.Claims;
 /// <summary>What all experiments share: the size, the device, tables, plots and results.</summary>
 internal sealed class Lab
 {
+    private readonly CommandLine _command;
     private readonly string _folder;
 
     public Lab(CommandLine command)
     {
+        _command = command;
         (Quick, Full) = (command.Has("--quick"), command.Has("--full"));
         Seed = (long)command.Get("--seed", 1);
         Mixers = command.Get("--mixers", "");
@@ -34,6 +36,13 @@ internal sealed class Lab
     /// <summary>The user's choice of mixers, separated by commas; empty: the experiment's.</summary>
     public string Mixers { get; }
 
+    /// <summary>The user's list of numbers, or the experiment's.</summary>
+    public int[] Numbers(string option, int[] otherwise)
+    {
+        var list = _command.Get(option, "");
+        return list.Length == 0 ? otherwise : [.. list.Split(',').Select(number => int.Parse(number, CultureInfo.InvariantCulture)).Order()];
+    }
+
     /// <summary>One of three, by size.</summary>
     public T Size<T>(T quick, T normal, T full) => Quick ? quick : Full ? full : normal;
 
@@ -44,7 +53,7 @@ internal sealed class Lab
     }
 
     /// <summary>One machine-readable line.</summary>
-    public void Result(FormattableString line) => Console.WriteLine($"RESULT {line.ToString(CultureInfo.InvariantCulture)}");
+    public void Result(params FormattableString[] parts) => Console.WriteLine($"RESULT {string.Join(' ', parts.Select(FormattableString.Invariant))}");
 
     /// <summary>Prints a table and appends it as Markdown to <c>claims-X.md</c>.</summary>
     /// <param name="claim">The experiment's letter.</param>
@@ -73,12 +82,13 @@ internal sealed class Lab
 /// <summary>Lines over two axes, each linear or logarithmic; the legend stands beside the data.</summary>
 internal sealed class Chart
 {
-    private static readonly MarkerShape[] Markers =
-        [MarkerShape.FilledCircle, MarkerShape.FilledSquare, MarkerShape.FilledTriangleUp, MarkerShape.FilledDiamond, MarkerShape.OpenCircle, MarkerShape.OpenSquare, MarkerShape.Cross];
+    private static readonly MarkerShape[] Markers = [MarkerShape.FilledCircle, MarkerShape.FilledSquare, MarkerShape.FilledTriangleUp, MarkerShape.FilledDiamond];
+    private static readonly LinePattern[] Patterns = [LinePattern.Solid, LinePattern.Dashed, LinePattern.Dotted];
 
     private readonly Plot _plot = new();
     private readonly IPalette _palette = new ScottPlot.Palettes.Category10();
     private readonly bool _logX, _logY;
+    private readonly List<(double X, double Y)> _points = [];
     private int _lines;
 
     public Chart(string title, string x, string y, bool logX = false, bool logY = false)
@@ -87,19 +97,19 @@ internal sealed class Chart
         _plot.Title(title);
         _plot.XLabel(x);
         _plot.YLabel(y);
-        if (logX) _plot.Axes.Bottom.TickGenerator = Decades();
-        if (logY) _plot.Axes.Left.TickGenerator = Decades();
     }
 
-    /// <summary>One line. Lines of one <paramref name="group"/> share a colour.</summary>
-    public void Line(string name, IEnumerable<(double X, double Y)> points, bool dashed = false, int group = -1, bool markers = true)
+    /// <summary>One line. Lines of one <paramref name="group"/> share a colour; by itself, the eleventh looks like the first, but dashed.</summary>
+    public void Line(string name, IEnumerable<(double X, double Y)> points, bool? dashed = null, int group = -1, bool markers = true)
     {
         var drawn = points.Where(point => (!_logX || point.X > 0) && (!_logY || point.Y > 0)).ToArray();
-        var color = _palette.GetColor(group < 0 ? _lines : group);
-        var line = _plot.Add.Scatter(drawn.Select(point => _logX ? Math.Log10(point.X) : point.X).ToArray(), drawn.Select(point => _logY ? Math.Log10(point.Y) : point.Y).ToArray(), color);
+        _points.AddRange(drawn);
+        var color = _palette.GetColor((group < 0 ? _lines : group) % 10);
+        var (xs, ys) = (drawn.Select(point => _logX ? Math.Log10(point.X) : point.X).ToArray(), drawn.Select(point => _logY ? Math.Log10(point.Y) : point.Y).ToArray());
+        var line = _plot.Add.Scatter(xs, ys, color);
         line.LegendText = name;
         line.LineWidth = 2;
-        line.LinePattern = dashed ? LinePattern.Dashed : LinePattern.Solid;
+        line.LinePattern = dashed is null ? Patterns[_lines / 10 % Patterns.Length] : dashed.Value ? LinePattern.Dashed : LinePattern.Solid;
         line.MarkerSize = markers ? 7 : 0;
         line.MarkerShape = Markers[_lines / 10 % Markers.Length];
         _lines++;
@@ -110,18 +120,29 @@ internal sealed class Chart
 
     public void Save(string path)
     {
+        if (_logX) _plot.Axes.Bottom.TickGenerator = Ticks(_points.Select(point => point.X));
+        if (_logY) _plot.Axes.Left.TickGenerator = Ticks(_points.Select(point => point.Y));
+        _plot.Font.Set(Fonts.Sans);
         _plot.ShowLegend(Edge.Right);
         _plot.SavePng(path, 900, 520);
         Console.WriteLine($"plot: {path}");
     }
 
-    // Positions are logarithms; their labels are the numbers.
-    private static ScottPlot.TickGenerators.NumericAutomatic Decades() => new()
+    // The axis shows logarithms, its labels the numbers: 1, 2, 5, 10 … over a short range, powers of ten over a long one.
+    private static ScottPlot.TickGenerators.NumericManual Ticks(IEnumerable<double> values)
     {
-        IntegerTicksOnly = true,
-        MinorTickGenerator = new ScottPlot.TickGenerators.LogMinorTickGenerator(),
-        LabelFormatter = exponent => exponent is >= -3 and < 6 ? Math.Pow(10, exponent).ToString("#,0.###", CultureInfo.InvariantCulture) : $"1e{exponent:0}",
-    };
+        var ticks = new ScottPlot.TickGenerators.NumericManual();
+        var (from, to) = values.Any() ? (values.Min(), values.Max()) : (1, 10);
+        int[] labelled = to / from < 3000 ? [1, 2, 5] : [1];
+        for (var exponent = (int)Math.Floor(Math.Log10(from)) - 1; exponent <= Math.Log10(to) + 1; exponent++)
+            for (var digit = 1; digit < 10; digit++)
+            {
+                var value = digit * Math.Pow(10, exponent);
+                if (labelled.Contains(digit)) ticks.AddMajor(Math.Log10(value), value.ToString("#,0.####", CultureInfo.InvariantCulture));
+                else ticks.AddMinor(Math.Log10(value));
+            }
+        return ticks;
+    }
 }
 
 /// <summary>Numbers as readers want them.</summary>
@@ -134,7 +155,8 @@ internal static class Numbers
     }
 
     /// <summary>A name as one word of a RESULT line.</summary>
-    public static string Compact(this string name) => name.Replace(",", "", StringComparison.Ordinal).Replace(" ", "_", StringComparison.Ordinal).Replace("γ_=_", "", StringComparison.Ordinal).ToLowerInvariant();
+    public static string Compact(this string name)
+        => name.Replace("γ = ", "", StringComparison.Ordinal).Replace(",", "", StringComparison.Ordinal).Replace(' ', '_').ToLowerInvariant();
 
     /// <summary>With decimals.</summary>
     public static string Text(this double value, int decimals) => (Math.Round(value, decimals) + 0.0).ToString("N" + decimals, CultureInfo.InvariantCulture); // no "-0"

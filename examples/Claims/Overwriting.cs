@@ -20,9 +20,11 @@ internal static class Overwriting
             var points = between.Select(n => (N: n, Read: Measure(lab, read, n, 0, trials))).ToArray();
             var at = Measure(lab, read, shown, after, trials);
             rows.Add([name, at.New.Text(2), at.Old.Text(2), at.NewLater.Text(2), at.OldLater.Text(2), at.OtherBefore.Text(2), at.OtherAfter.Text(2)]);
-            chart.Line(name, points.Select(point => (point.N == 0 ? 0.5 : point.N, point.Read.New - point.Read.Old)));
+            bool? overAnother = name is "linear attention" or "gated delta rule" ? true : null;
+            chart.Line(name, points.Select(point => (point.N == 0 ? 0.5 : point.N, point.Read.New - point.Read.Old)), dashed: overAnother);
             var last = points[^1];
-            lab.Result($"claim=d rule={name.Compact()} between={shown} new={at.New:F3} old={at.Old:F3} new_later={at.NewLater:F3} old_later={at.OldLater:F3} other_before={at.OtherBefore:F3} other_after={at.OtherAfter:F3} between_max={last.N} new_max={last.Read.New:F3} old_max={last.Read.Old:F3}");
+            lab.Result($"claim=d rule={name.Compact()} between={shown} new={at.New:F3} old={at.Old:F3} new_later={at.NewLater:F3} old_later={at.OldLater:F3}",
+                $"other_before={at.OtherBefore:F3} other_after={at.OtherAfter:F3} between_max={last.N} new_max={last.Read.New:F3} old_max={last.Read.Old:F3}");
         }
         lab.Table("d", $"Cosine of what the key returns, {shown} other pairs between its two values ({trials} trials, keys and values of size {Rules.Size}).",
             ["memory", "to the new value", "to the old", $"{after} pairs later: new", "old", "another key before the second write", "after it"], rows);

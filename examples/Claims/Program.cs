@@ -5,12 +5,13 @@ using MLSeq.Examples;
 using MLSeq.Examples.Claims;
 
 var command = new CommandLine(args, """
-    usage: Claims [--only a|b|c|d|e] [--device cpu|cuda] [--full] [--quick] [--mixers a,b] [--seed N] [--threads N] [--out FOLDER]
+    usage: Claims [--only a|b|c|d|e] [--device cpu|cuda] [--full] [--quick] [--seed N] [--threads N] [--out FOLDER]
+                  [--mixers a,b] [--pairs 8,16] [--widths 16,32]
            a  cost and memory of a step against position          b  training time against length, step by step and in chunks
            c  recall of key-value pairs                           d  which value a key that was written twice returns
            e  how much of what was written long ago is still read
            --full    the sizes for a GPU          --quick   the same code, tiny
-           --mixers  of (a) and (c); (c) also knows "additive", DeltaNet that does not erase
+           --mixers  of (a) and (c); (c) also knows "additive", DeltaNet that does not erase; --pairs and --widths are of (c)
            --threads of the CPU; 1 measures small sizes best, above all on a busy machine
     """);
 MLSeqRuntime.EnsureLoaded();

@@ -14,18 +14,21 @@ internal static class Recall
     private const double Solved = 0.995, Good = 0.99, WeightDecay = 0.01, Clipping = 1, WarmupFraction = 0.1;
 
     /// <summary>One size of the task and of the model.</summary>
-    private sealed record Setting(int Vocabulary, int Pairs, int Width, int Batch, int Steps, double[] Rates)
+    /// <remarks>Mixed: training sequences have all pairs, a half, a quarter and an eighth of them in turn, because short ones teach the rule (as in Zoology); tests have all.</remarks>
+    private sealed record Setting(int Vocabulary, int Pairs, int Width, int Batch, int Steps, double[] Rates, bool Mixed = false)
     {
         public int Time => 3 * Pairs;
     }
 
     public static void Run(Lab lab)
     {
-        double[] rates = lab.Size<double[]>([3e-3], [3e-3, 1e-2], [1e-3, 3e-3, 1e-2]);
-        var basic = lab.Size(new Setting(32, 4, 16, 16, 20, rates), new Setting(64, 8, 32, 64, 800, rates), new Setting(8192, 64, 128, 128, 2000, rates));
-        int[] pairs = lab.Size<int[]>([2, 4], [4, 8, 16], [64, 128, 256]), widths = lab.Size<int[]>([16], [16, 32], [64, 128]);
+        double[] rates = lab.Size<double[]>([3e-3], [3e-3, 1e-2], [3e-3, 1e-3]);
+        var basic = lab.Size(new Setting(32, 4, 16, 16, 20, rates), new Setting(64, 8, 32, 64, 1000, rates), new Setting(8192, 64, 128, 128, 6000, rates, Mixed: true));
+        var pairs = lab.Numbers("--pairs", lab.Size<int[]>([2, 4], [8, 16], [64]));
+        var widths = lab.Numbers("--widths", lab.Size<int[]>([16], [16, 32], [64, 128]));
+        basic = basic with { Pairs = pairs.Contains(basic.Pairs) ? basic.Pairs : pairs[0], Width = widths.Contains(basic.Width) ? basic.Width : widths[^1] };
         string[] telling = ["transformer", "linearattention", Additive, "mamba2", "deltanet", "gateddeltanet"];
-        string[] all = [.. Backbone.Names, Additive];
+        string[] all = lab.Full ? telling : [.. Backbone.Names, Additive];
         if (lab.Mixers.Length > 0) all = telling = lab.Mixers.Split(',');
         var outcomes = new Dictionary<(string Mixer, int Pairs, int Width), Outcome>();
         foreach (var setting in widths.SelectMany(width => pairs.Select(count => basic with { Pairs = count, Width = width })))
@@ -33,22 +36,28 @@ internal static class Recall
             {
                 var outcome = Best(lab, mixer, setting);
                 outcomes[(mixer, setting.Pairs, setting.Width)] = outcome;
-                lab.Result($"claim=c mixer={mixer} pairs={setting.Pairs} width={setting.Width} vocabulary={setting.Vocabulary} time={setting.Time} state_numbers={outcome.StateNumbers} recall={outcome.Recall:F4} rate={outcome.Rate} steps={outcome.Steps} seconds={outcome.Seconds:F1}");
+                lab.Result($"claim=c mixer={mixer} pairs={setting.Pairs} width={setting.Width} vocabulary={setting.Vocabulary} time={setting.Time} state_numbers={outcome.StateNumbers}",
+                    $"recall={outcome.Recall:F4} rate={outcome.Rate} steps={outcome.Steps} seconds={outcome.Seconds:F1}");
             }
         Outcome? At(string mixer, int count, int width) => outcomes.GetValueOrDefault((mixer, count, width));
 
-        lab.Table("c", $"Recall of every mixer: {basic.Pairs} pairs, width {basic.Width}, {Depth} blocks, vocabulary {basic.Vocabulary}, at most {basic.Steps} steps of {basic.Batch} sequences, best of {rates.Length} learning rates, {lab.Device.type}.",
-            ["mixer", "state (numbers)", "recall", "steps", "learning rate", "seconds"],
+        var title = $"Recall: {basic.Pairs} pairs, width {basic.Width}, {Depth} blocks, vocabulary {basic.Vocabulary.Text()}, at most {basic.Steps.Text()} steps of {basic.Batch} sequences, " +
+            $"best of {rates.Length} learning rates, {lab.Device.type}.";
+        lab.Table("c", title, ["mixer", "state (numbers)", "recall", "steps", "learning rate", "seconds"],
             [.. all.Select(mixer => (mixer, At: At(mixer, basic.Pairs, basic.Width)!)).Select(row =>
-                new[] { row.mixer, row.At.StateNumbers.Text(), row.At.Recall.Text(3), row.At.Steps.Text(), row.At.Rate.ToString("0.####", System.Globalization.CultureInfo.InvariantCulture), row.At.Seconds.Text(0) })]);
+                new[] { row.mixer, row.At.StateNumbers.Text(), row.At.Recall.Text(3), row.At.Steps.Text(), row.At.Rate.Text(3), row.At.Seconds.Text(0) })]);
         var grid = widths.SelectMany(width => pairs.Select(count => (Width: width, Pairs: count))).ToArray();
         lab.Table("c", "Recall against width (and so the size of the state) and number of pairs.", ["mixer", .. grid.Select(cell => $"width {cell.Width}, {cell.Pairs} pairs")],
             [.. telling.Select(mixer => new[] { mixer }.Concat(grid.Select(cell => At(mixer, cell.Pairs, cell.Width)!.Recall.Text(3))).ToArray())], first: false);
 
-        var chart = new Chart($"Recall against the number of pairs ({Depth} blocks)", "pairs", "recall", logX: true);
-        foreach (var width in widths)
-            foreach (var (mixer, i) in telling.Select((mixer, i) => (mixer, i)))
-                chart.Line($"{mixer}, width {width}", pairs.Select(count => ((double)count, At(mixer, count, width)!.Recall)), dashed: width == widths[0] && widths.Length > 1, group: i);
+        // Against the number of pairs where there are several, else against the width.
+        var byPairs = pairs.Length > 1;
+        var chart = new Chart($"Recall against the {(byPairs ? "number of pairs" : "width")} ({Depth} blocks)", byPairs ? "pairs" : "width", "recall", logX: true);
+        foreach (var fix in byPairs ? widths : pairs)
+            foreach (var (i, mixer) in telling.Index())
+                chart.Line($"{mixer}, {(byPairs ? $"width {fix}" : $"{fix} pairs")}",
+                    (byPairs ? pairs : widths).Select(x => ((double)x, (byPairs ? At(mixer, x, fix) : At(mixer, fix, x))!.Recall)),
+                    dashed: byPairs && fix != widths[^1], group: i);
         chart.Vertical(-0.03, 1.03);
         lab.Draw("c", chart);
     }
@@ -94,11 +103,12 @@ internal static class Recall
         while (step < setting.Steps && recent < Solved)
         {
             using var stepScope = NewDisposeScope();
-            var (tokens, answers) = Draw(setting, setting.Batch, lab.Device);
-            var logits = network.call(tokens, setting.Pairs); // [batch · pairs, vocabulary]
+            var pairs = setting.Mixed ? setting.Pairs >> (step % 4) : setting.Pairs;
+            var (tokens, answers) = Draw(setting with { Pairs = pairs }, setting.Batch, lab.Device);
+            var logits = network.call(tokens, pairs); // [batch · pairs, vocabulary]
             OperatorFailure.Backward(nn.functional.cross_entropy(logits, answers));
             optimizer.Step(++step, Schedule(rate, step, setting.Steps), 1);
-            if (step % 50 == 0) recent = Correct(logits, answers); // a fresh batch each time, so it is a test
+            if (step % 48 == 1) recent = Correct(logits, answers); // all pairs, and a fresh batch each time, so it is a test
         }
         using var _ = no_grad();
         var recall = Enumerable.Range(0, 8).Select(_ =>
@@ -145,13 +155,14 @@ internal static class Recall
             embedding = nn.Embedding(vocabulary, backbone.Width);
             stack = new SequenceStack(backbone);
             head = nn.Linear(backbone.Width, vocabulary, hasBias: false);
+            using (no_grad()) head.weight.copy_(embedding.weight! / Math.Sqrt(backbone.Width)); // a token begins by scoring itself
             RegisterComponents();
         }
 
         public override Tensor forward(Tensor tokens, int queries)
         {
             var x = stack.call(embedding.call(tokens), null, null);
-            return head.call(x.narrow(1, x.shape[1] - queries, queries)).flatten(0, 1);
+            return head.call(x.narrow(1, x.shape[1] - queries, queries).flatten(0, 1));
         }
 
         /// <summary>How many numbers the blocks keep after one sequence.</summary>

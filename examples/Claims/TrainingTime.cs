@@ -8,7 +8,8 @@ namespace MLSeq.Examples.Claims;
 
 internal static class TrainingTime
 {
-    private const double MostSeconds = 20; // a form that takes longer is not measured at greater lengths
+    private const long Piece = 64;
+    private const double MostSeconds = 20; // a form that takes longer is measured once, and not at greater lengths
 
     public static void Run(Lab lab)
     {
@@ -26,17 +27,20 @@ internal static class TrainingTime
             {
                 var title = form.Length == 0 ? name : $"{name}, {form}";
                 rows.Add([title, .. times.Select(time => time?.Text(1) ?? "–")]);
-                chart.Line(title, lengths.Zip(times).Where(pair => pair.Second is not null).Select(pair => ((double)pair.First, pair.Second!.Value)), dashed: form == "step by step", group: group);
+                var points = lengths.Zip(times).Where(pair => pair.Second is not null).Select(pair => ((double)pair.First, pair.Second!.Value));
+                chart.Line(title, points, dashed: form == "step by step", group: group);
             }
             if (measured.Count == 2)
             {
                 var at = Array.FindLastIndex(measured[0].Times, time => time is not null);
-                lab.Result($"claim=b operator={name.Compact()} length={lengths[at]} ms_recurrent={measured[0].Times[at]:F1} ms_chunked={measured[1].Times[at]:F1} speedup={measured[0].Times[at] / measured[1].Times[at]:F1}");
+                var (slow, fast) = (measured[0].Times[at], measured[1].Times[at]);
+                lab.Result($"claim=b operator={name.Compact()} length={lengths[at]} ms_recurrent={slow:F1} ms_chunked={fast:F1} speedup={slow / fast:F1}");
             }
             else lab.Result($"claim=b operator={name.Compact()} length={lengths[^1]} ms={measured[0].Times[^1]:F1}");
             group++;
         }
-        lab.Table("b", $"Milliseconds for forward and backward (median of {repeats}); batch {batch}, {heads} heads of {size}, {lab.Device.type}.", ["operator and form", .. lengths.Select(length => length.Text())], rows);
+        lab.Table("b", $"Milliseconds for forward and backward (median of {repeats}); batch {batch}, {heads} heads of {size}, {lab.Device.type}.",
+            ["operator and form", .. lengths.Select(length => length.Text())], rows);
         lab.Draw("b", chart);
 
         double?[] Measure(Func<long, Func<Tensor>> prepare, int longest)
@@ -56,12 +60,27 @@ internal static class TrainingTime
                     lab.Synchronize();
                     return Stopwatch.GetElapsedTime(clock).TotalMilliseconds;
                 }
-                Once();
-                times[i] = Enumerable.Range(0, repeats).Select(_ => Once()).Median();
+                times[i] = Once(); // a warm-up where there is time for more
                 if (times[i] > 1000 * MostSeconds) break;
+                times[i] = Enumerable.Range(0, repeats).Select(_ => Once()).Median();
             }
             return times;
         }
+    }
+
+    /// <summary>
+    /// The loop over time, piece by piece: autograd's gradient of one position of a tensor is as long as that tensor, which would make the time of a long loop quadratic.
+    /// </summary>
+    private static Tensor Loop<TState>(TState? state, Func<Tensor[], TState?, (Tensor Output, TState State)> naive, params Tensor[] inputs) where TState : class
+    {
+        var pieces = inputs.Select(input => input.split(Piece, 1)).ToArray();
+        var outputs = new List<Tensor>();
+        for (var i = 0; i < pieces[0].Length; i++)
+        {
+            (var output, state) = naive([.. pieces.Select(piece => piece[i])], state);
+            outputs.Add(output);
+        }
+        return cat(outputs, 1);
     }
 
     /// <summary>For each operator: the loop and the chunked form, as (length) → (() → loss), and the greatest length whose loop fits into memory.</summary>
@@ -75,30 +94,39 @@ internal static class TrainingTime
         Func<Tensor> Gated(long time, bool loop)
         {
             var ((q, k, v), decay) = (Triple(time), Gate(time));
-            return () => (loop ? GatedLinearRecurrence.Naive(q, k, v, decay) : GatedLinearRecurrence.Chunked(q, k, v, decay)).Output.square().mean();
+            return () => (loop
+                ? Loop<Tensor>(null, (part, state) => GatedLinearRecurrence.Naive(part[0], part[1], part[2], part[3], state), q, k, v, decay)
+                : GatedLinearRecurrence.Chunked(q, k, v, decay).Output).square().mean();
         }
         Func<Tensor> Delta(long time, bool loop)
         {
             var ((q, k, v), beta, decay) = (Triple(time), rand([batch, time, heads], device: device).requires_grad_(), Gate(time));
-            return () => (loop ? DeltaRecurrence.Naive(q, k, v, beta, decay) : DeltaRecurrence.Chunked(q, k, v, beta, decay)).Output.square().mean();
+            return () => (loop
+                ? Loop<Tensor>(null, (part, state) => DeltaRecurrence.Naive(part[0], part[1], part[2], part[3], part[4], state), q, k, v, beta, decay)
+                : DeltaRecurrence.Chunked(q, k, v, beta, decay).Output).square().mean();
         }
         Func<Tensor> Scan(long time, bool loop)
         {
             long channels = 2 * heads * size, states = 16; // Mamba's expansion by two
-            var (x, delta, a) = (Input(batch, time, channels), (rand([batch, time, channels], device: device) * 0.1).requires_grad_(), (-(rand([channels, states], device: device) * 15 + 1)).requires_grad_());
-            var (b, c) = (Input(batch, time, states), Input(batch, time, states));
-            return () => (loop ? SelectiveScan.Naive(x, delta, a, b, c) : SelectiveScan.Chunked(x, delta, a, b, c)).Output.square().mean();
+            var (delta, a) = ((rand([batch, time, channels], device: device) * 0.1).requires_grad_(), (-(rand([channels, states], device: device) * 15 + 1)).requires_grad_());
+            var (x, b, c) = (Input(batch, time, channels), Input(batch, time, states), Input(batch, time, states));
+            return () => (loop
+                ? Loop<Tensor>(null, (part, state) => SelectiveScan.Naive(part[0], part[1], a, part[2], part[3], state), x, delta, b, c)
+                : SelectiveScan.Chunked(x, delta, a, b, c).Output).square().mean();
         }
         Func<Tensor> Memory(long time, bool loop)
         {
             const int Chunk = 8;
             var (q, k, v) = Triple(time);
             Tensor[] weights = [Input(heads, size, 2 * size), Input(heads, 2 * size, size)];
-            var gates = new NeuralMemoryGates((rand([batch, time, heads], device: device) / Chunk).requires_grad_(), Gate(time), Gate(time));
+            var (rate, momentum, keep) = ((rand([batch, time, heads], device: device) / Chunk).requires_grad_(), Gate(time), Gate(time));
             return () =>
             {
                 var start = NeuralMemoryState.Start(weights.Select(weight => weight / Math.Sqrt(size)), batch);
-                return (loop ? NeuralMemory.Naive(q, k, v, gates, start, Chunk) : NeuralMemory.Chunked(q, k, v, gates, start, Chunk)).Output.square().mean();
+                return (loop
+                    ? Loop<NeuralMemoryState>(start, (part, state) => NeuralMemory.Naive(part[0], part[1], part[2], new(part[3], part[4], part[5]), state!, Chunk),
+                        q, k, v, rate, momentum, keep)
+                    : NeuralMemory.Chunked(q, k, v, new NeuralMemoryGates(rate, momentum, keep), start, Chunk).Output).square().mean();
             };
         }
         Func<Tensor> Attention(long time)
