@@ -64,15 +64,34 @@ public static class NeuralMemory
         var type = Chunks.StateType(q);
         Tensor Heads(Tensor x) => x.to(type).transpose(1, 2); // [b, h, t, size]
         var (queries, keys, values) = (Heads(q), Heads(k), Heads(v));
-        var (rate, logMomentum, logKeep) = (Heads(gates.Rate), Heads(Chunks.Floored(gates.LogMomentum)), Heads(Chunks.Floored(gates.LogKeep))); // [b, h, t]
+        Tensor[] sequences = [queries, keys, values, Heads(gates.Rate), Heads(Chunks.Floored(gates.LogMomentum)), Heads(Chunks.Floored(gates.LogKeep))]; // the gates: [b, h, t]
         var outputs = new List<Tensor>();
         for (long from = 0, count; from < q.shape[1]; from += count)
         {
-            count = Math.Min(chunk - state.Seen % chunk, q.shape[1] - from);
-            Tensor Part(Tensor x) => x.narrow(2, from, count);
-            outputs.Add(Advance(ref state, Part(queries), Part(keys), Part(values), Part(rate), Part(logMomentum), Part(logKeep), chunk));
+            count = Math.Min(ChunksPerStretch * chunk - state.Seen % chunk, q.shape[1] - from);
+            Tensor[] parts = [.. sequences.Select(x => x.narrow(2, from, count))];
+            (var output, state) = count <= chunk ? Stretch(parts, state, chunk) : RecomputedMemory.Run(parts, state, chunk);
+            outputs.Add(output);
         }
         return (cat(outputs, 2).transpose(1, 2).contiguous().to(v.dtype), state);
+    }
+
+    private const int ChunksPerStretch = 8;
+
+    /// <summary>Chunk by chunk, layout [b, h, t, ..].</summary>
+    /// <param name="sequences">q, k, v, θ, log η, log (1 − α).</param>
+    /// <param name="state">The memory to go on from.</param>
+    /// <param name="chunk">b.</param>
+    internal static (Tensor Output, NeuralMemoryState State) Stretch(Tensor[] sequences, NeuralMemoryState state, int chunk)
+    {
+        var (outputs, time) = (new List<Tensor>(), sequences[0].shape[2]);
+        for (long from = 0, count; from < time; from += count)
+        {
+            count = Math.Min(chunk - state.Seen % chunk, time - from);
+            Tensor Part(int i) => sequences[i].narrow(2, from, count);
+            outputs.Add(Advance(ref state, Part(0), Part(1), Part(2), Part(3), Part(4), Part(5), chunk));
+        }
+        return (cat(outputs, 2), state);
     }
 
     private static Tensor Advance(ref NeuralMemoryState state, Tensor q, Tensor k, Tensor v, Tensor rate, Tensor logMomentum, Tensor logKeep, int chunk)
