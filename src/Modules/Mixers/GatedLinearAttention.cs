@@ -35,7 +35,7 @@ internal sealed class GatedLinearAttention : TokenMixer
         var parts = project.call(x).Parts(width, width, width, width); // q, k, v, gate
         var (q, k, v) = (parts[0].SplitHeads(_heads) / Math.Sqrt(width / _heads), parts[1].SplitHeads(_heads), parts[2].SplitHeads(_heads)); // [batch, time, h, d]
         var logDecay = (nn.functional.logsigmoid(decayUp.call(decayDown.call(x)).to(Chunks.StateType(x))) / Temperature).SplitHeads(_heads);
-        var (read, memory) = GatedLinearRecurrence.Run(q, k, v, logDecay, state?[Memory]);
+        var (read, memory) = GatedLinearRecurrence.Run(q, k, v, logDecay, state?[Memory], padding); // decays are measured from the middles of blocks, which may be padded
         state?.Set(Memory, memory);
         return output.call(norm.call(read, parts[3]));
     }

@@ -16,7 +16,7 @@ public sealed class PipelineTests
     public void Every_backbone_fits_evaluates_and_names_its_classes(string name)
     {
         var ml = Models.Context();
-        var model = Models.Pipeline(ml, Backbone.Create(name, 16, 1, bidirectional: true), epochs: 15).Fit(Models.Series(ml, rows: 300, fixedLength: false));
+        var model = Models.Pipeline(ml, Backbone.Create(name, 16, 1, bidirectional: true), epochs: 25).Fit(Models.Series(ml, rows: 300, fixedLength: false));
         var scored = model.Transform(Models.Series(ml, rows: 100, seed: 2, fixedLength: false));
         var metrics = ml.MulticlassClassification.Evaluate(scored);
         Assert.True(metrics.MicroAccuracy > 0.85, $"{name}: {metrics.MicroAccuracy}");
