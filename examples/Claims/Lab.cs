@@ -82,6 +82,8 @@ internal sealed class Lab
 /// <summary>Lines over two axes, each linear or logarithmic; the legend stands beside the data.</summary>
 internal sealed class Chart
 {
+    private const int MostOwnTicks = 10;
+
     private static readonly MarkerShape[] Markers = [MarkerShape.FilledCircle, MarkerShape.FilledSquare, MarkerShape.FilledTriangleUp, MarkerShape.FilledDiamond];
     private static readonly LinePattern[] Patterns = [LinePattern.Solid, LinePattern.Dashed, LinePattern.Dotted];
 
@@ -128,20 +130,28 @@ internal sealed class Chart
         Console.WriteLine($"plot: {path}");
     }
 
-    // The axis shows logarithms, its labels the numbers: 1, 2, 5, 10 … over a short range, powers of ten over a long one.
+    // The axis shows logarithms, its labels the numbers: those that occur, if they are few; else 1, 2, 5, 10 … over a short range, powers of ten over a long one.
     private static ScottPlot.TickGenerators.NumericManual Ticks(IEnumerable<double> values)
     {
         var ticks = new ScottPlot.TickGenerators.NumericManual();
+        var distinct = values.Distinct().ToArray();
+        if (distinct.Length is > 0 and <= MostOwnTicks)
+        {
+            foreach (var value in distinct) ticks.AddMajor(Math.Log10(value), Label(value));
+            return ticks;
+        }
         var (from, to) = values.Any() ? (values.Min(), values.Max()) : (1, 10);
         int[] labelled = to / from < 3000 ? [1, 2, 5] : [1];
         for (var exponent = (int)Math.Floor(Math.Log10(from)) - 1; exponent <= Math.Log10(to) + 1; exponent++)
             for (var digit = 1; digit < 10; digit++)
             {
                 var value = digit * Math.Pow(10, exponent);
-                if (labelled.Contains(digit)) ticks.AddMajor(Math.Log10(value), value.ToString("#,0.####", CultureInfo.InvariantCulture));
+                if (labelled.Contains(digit)) ticks.AddMajor(Math.Log10(value), Label(value));
                 else ticks.AddMinor(Math.Log10(value));
             }
         return ticks;
+
+        static string Label(double value) => value.ToString("#,0.####", CultureInfo.InvariantCulture);
     }
 }
 

@@ -24,8 +24,8 @@ internal static class Recall
     {
         double[] rates = lab.Size<double[]>([3e-3], [3e-3, 1e-2], [3e-3, 1e-3]);
         var basic = lab.Size(new Setting(32, 4, 16, 16, 20, rates), new Setting(64, 8, 32, 64, 1000, rates), new Setting(8192, 64, 128, 128, 6000, rates, Mixed: true));
-        var pairs = lab.Numbers("--pairs", lab.Size<int[]>([2, 4], [8, 16], [64]));
-        var widths = lab.Numbers("--widths", lab.Size<int[]>([16], [16, 32], [64, 128]));
+        var pairs = lab.Numbers("--pairs", lab.Size<int[]>([2, 4], [4, 8], [64]));
+        var widths = lab.Numbers("--widths", lab.Size<int[]>([16], [32], [64, 128]));
         basic = basic with { Pairs = pairs.Contains(basic.Pairs) ? basic.Pairs : pairs[0], Width = widths.Contains(basic.Width) ? basic.Width : widths[^1] };
         string[] telling = ["transformer", "linearattention", Additive, "mamba2", "deltanet", "gateddeltanet"];
         string[] all = lab.Full ? telling : [.. Backbone.Names, Additive];
