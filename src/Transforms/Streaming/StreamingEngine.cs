@@ -97,7 +97,8 @@ namespace MLSeq
         private static IEnumerable<ITransformer> Flattened(ITransformer model)
             => model is IEnumerable<ITransformer> chain ? chain.SelectMany(Flattened) : [model];
 
-        // What comes before the classifier and cannot be applied to an element is left out: the mapping of the label, typically.
+        // What comes before the classifier and needs a column that elements lack is left out: the mapping of the label, typically. Any other mismatch is an error: leaving out a
+        // normalization of the features, for example, would give wrong predictions without a word.
         private static IEnumerable<ITransformer> Applicable(List<ITransformer> steps, SequenceClassificationTransformer classifier, StreamingTransformer streaming, DataViewSchema schema)
         {
             var at = steps.IndexOf(classifier);
@@ -108,7 +109,7 @@ namespace MLSeq
                 {
                     schema = step.GetOutputSchema(schema);
                 }
-                catch (Exception e) when (i < at && e is ArgumentException or InvalidOperationException)
+                catch (Exception e) when (i < at && e.Message.Contains("Could not find", StringComparison.Ordinal)) // ML.NET's words for a missing column
                 {
                     continue;
                 }
