@@ -103,6 +103,13 @@ public abstract class TrainingOptions
         if (DeviceDataBudget < 0) yield return $"DeviceDataBudget is {DeviceDataBudget}; expected 0 or more bytes.";
     }
 
+    /// <summary>What the result depends on: a checkpoint is resumed only with the same.</summary>
+    internal virtual IEnumerable<object> FingerprintParts()
+        => [Epochs, BatchSize, GradientAccumulation, LearningRate, WarmupFraction, WeightDecay, GradientClipping, LabelSmoothing, Ema, ValidationFraction, EarlyStoppingPatience];
+
+    internal static IEnumerable<string> WeightProblems(IReadOnlyList<double>? classWeights)
+        => classWeights?.Any(weight => weight is not (>= 0 and < double.PositiveInfinity)) == true ? ["ClassWeights must be finite and not negative."] : [];
+
     internal void Validate()
     {
         var problems = Problems().ToList();

@@ -15,7 +15,7 @@ internal sealed record TrainingState
 
     public double LossSum { get; init; }
 
-    public double MetricSum { get; init; }
+    public required double[] Tally { get; init; }
 
     public long Count { get; init; }
 

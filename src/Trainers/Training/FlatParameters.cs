@@ -4,56 +4,72 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>
-/// All parameters of a network as views of one buffer, and all gradients of another, so that clipping, AdamW and averaging are a few operators
-/// whatever the number of parameters.
+/// All parameters and buffers of a network as views of one flat tensor, and all gradients of another, so that clipping, AdamW and averaging are a few
+/// operators whatever the number of parameters.
 /// </summary>
 /// <remarks>
-/// In bfloat16 the network's parameters are views of a bfloat16 copy; the float32 <see cref="Master"/> is what the optimizer changes. Matrices and
-/// tables come first, so that the part that is decayed is contiguous. Recurrent layers on CUDA keep the storage that cuDNN wants; their weights are
-/// copied there after each step, while their gradients are views like all others.
+/// <para>The order is: matrices and tables, which decay; other parameters; those that stay float32 in a bfloat16 network (<see cref="IKeepsFloat32"/>); buffers. Buffers, such as
+/// a batch norm's running statistics, have gradients that are always zero, so the optimizer leaves them alone, while averaging, the best epoch and checkpoints keep them
+/// with the weights they belong to.</para>
+/// <para>In bfloat16 the network reads the first two kinds from a bfloat16 copy; the float32 <see cref="Master"/> is what the optimizer changes. Recurrent layers on CUDA keep the
+/// storage that cuDNN wants; their weights are copied there after each step, while their gradients are views like all others. Convolutions on CUDA have their
+/// channels last in memory, as their images have.</para>
 /// </remarks>
 internal sealed class FlatParameters : IDisposable
 {
     private const int Alignment = 64; // elements: keeps every matrix on the boundary that fast matrix products want
 
-    private readonly Tensor _compute;   // what the network reads; Master itself in float32
-    private readonly Tensor _gradients; // what backward adds to
+    private readonly Tensor? _low, _lowGradients; // in bfloat16: what the network reads and what backward adds to, of the first two kinds
+    private readonly Tensor _gradients;           // float32 [size]
     private readonly List<Slot> _slots = [];
     private readonly List<(Slot Slot, Tensor Value)> _apart = []; // parameters with storage of their own
 
     public FlatParameters(nn.Module network, ScalarType precision, Device device)
     {
-        network.to(precision);
-        network.to(device);
-        var apart = CudnnWeights.Compact(network, device);
-        var parameters = network.named_parameters().Select(entry => (entry.name, Value: entry.parameter)).OrderBy(entry => entry.Value.dim() < 2).ToList();
-        long size = 0;
-        foreach (var (name, value) in parameters)
-        {
-            _slots.Add(new Slot(name, size, value.numel(), value.shape));
-            size += (value.numel() + Alignment - 1) / Alignment * Alignment;
-            if (value.dim() >= 2) DecayedSize = size;
-        }
         using var scope = NewDisposeScope();
         using var _ = no_grad();
-        Master = zeros(size, float32, device).DetachFromDisposeScope();
-        _compute = precision == float32 ? Master : zeros(size, precision, device).DetachFromDisposeScope();
-        _gradients = zeros(size, precision, device).DetachFromDisposeScope();
-        foreach (var (slot, (_, value)) in _slots.Zip(parameters))
+        var kept = network.named_modules().Where(entry => entry.module is IKeepsFloat32).ToArray();
+        bool Keeps(string name) => Array.Exists(kept, entry => name.StartsWith(entry.name + '.', StringComparison.Ordinal));
+        var state = network.named_parameters().Select(entry => (entry.name, Value: (Tensor)entry.parameter, Kind: Keeps(entry.name) ? 2 : entry.parameter.dim() < 2 ? 1 : 0))
+            .Concat(network.named_buffers().Select(entry => (entry.name, Value: entry.buffer, Kind: 3)))
+            .OrderBy(entry => entry.Kind).ToList();
+        long lowSize = 0;
+        foreach (var (name, value, kind) in state)
         {
-            slot.In(Master).copy_(value);
+            _slots.Add(new Slot(name, Size, value.numel(), value.shape, ChannelsLast: device.type == DeviceType.CUDA && value.dim() == 4, IsBuffer: kind == 3));
+            Size += (value.numel() + Alignment - 1) / Alignment * Alignment;
+            if (kind == 0) DecayedSize = Size;
+            if (kind <= 1) lowSize = Size;
+        }
+        Master = zeros(Size, float32, device).DetachFromDisposeScope();
+        foreach (var (slot, (_, value, _)) in _slots.Zip(state)) slot.In(Master).copy_(value); // before any rounding
+
+        network.to(precision);
+        foreach (var (_, module) in kept) module.to(float32);
+        network.to(device);
+        var apart = CudnnWeights.Compact(network, device);
+        _gradients = zeros(Size, float32, device).DetachFromDisposeScope();
+        if (precision != float32)
+        {
+            _low = zeros(lowSize, precision, device).DetachFromDisposeScope();
+            _lowGradients = zeros(lowSize, precision, device).DetachFromDisposeScope();
+        }
+        var values = network.State().ToDictionary(entry => entry.Name, entry => entry.Value);
+        foreach (var slot in _slots)
+        {
+            var (value, isLow) = (values[slot.Name], _low is not null && slot.Offset < lowSize);
             if (apart.Contains(slot.Name)) _apart.Add((slot, value));
-            else value.set_(slot.In(_compute));
-            value.grad = slot.In(_gradients);
+            else value.set_(slot.In(isLow ? _low! : Master));
+            if (!slot.IsBuffer) value.grad = slot.In(isLow ? _lowGradients! : _gradients);
         }
         Publish();
     }
 
-    /// <summary>Float32 [size]: the weights.</summary>
+    /// <summary>Float32 [size]: weights and buffers.</summary>
     public Tensor Master { get; }
 
     /// <summary>Elements, padding between parameters included (zeros that stay zeros).</summary>
-    public long Size => Master.shape[0];
+    public long Size { get; }
 
     /// <summary>The first elements of <see cref="Master"/>, those that weight decay applies to.</summary>
     public long DecayedSize { get; }
@@ -61,36 +77,45 @@ internal sealed class FlatParameters : IDisposable
     /// <summary>Copies the weights to where the network reads them.</summary>
     public void Publish()
     {
-        if (!ReferenceEquals(_compute, Master)) _compute.copy_(Master);
-        if (_apart.Count == 0) return;
         using var scope = NewDisposeScope();
         using var _ = no_grad();
+        _low?.copy_(Master.narrow(0, 0, _low.shape[0]));
         foreach (var (slot, value) in _apart) value.copy_(slot.In(Master));
     }
 
-    /// <summary>Float32 [size]: the accumulated gradients, belonging to the caller's scope when a conversion was needed.</summary>
-    public Tensor Gradients() => _gradients.dtype == float32 ? _gradients.alias() : _gradients.to(float32);
+    /// <summary>Float32 [size]: the accumulated gradients, for the optimizer to change as it likes before it calls <see cref="ZeroGradients"/>.</summary>
+    public Tensor Gradients()
+    {
+        if (_lowGradients is not null) _gradients.narrow(0, 0, _lowGradients.shape[0]).copy_(_lowGradients);
+        return _gradients;
+    }
 
-    public void ZeroGradients() => _gradients.zero_();
+    public void ZeroGradients()
+    {
+        _gradients.zero_();
+        _lowGradients?.zero_();
+    }
 
-    /// <summary>Copies weights laid out like <see cref="Master"/> into a network of the same structure.</summary>
+    /// <summary>Copies weights and buffers laid out like <see cref="Master"/> into a network of the same structure.</summary>
     public void CopyTo(Tensor weights, nn.Module network)
     {
         using var scope = NewDisposeScope();
         using var _ = no_grad();
-        var target = network.named_parameters().ToDictionary(entry => entry.name, entry => entry.parameter);
+        var target = network.State().ToDictionary(entry => entry.Name, entry => entry.Value);
         foreach (var slot in _slots) target[slot.Name].copy_(slot.In(weights));
     }
 
     public void Dispose()
     {
-        if (!ReferenceEquals(_compute, Master)) _compute.Dispose();
-        Master.Dispose();
-        _gradients.Dispose();
+        foreach (var flat in new[] { Master, _gradients, _low, _lowGradients }) flat?.Dispose();
     }
 
-    private sealed record Slot(string Name, long Offset, long Count, long[] Shape)
+    private sealed record Slot(string Name, long Offset, long Count, long[] Shape, bool ChannelsLast, bool IsBuffer)
     {
-        public Tensor In(Tensor flat) => flat.narrow(0, Offset, Count).view(Shape);
+        public Tensor In(Tensor flat)
+        {
+            var elements = flat.narrow(0, Offset, Count);
+            return ChannelsLast ? elements.view(Shape[0], Shape[2], Shape[3], Shape[1]).permute(0, 3, 1, 2) : elements.view(Shape);
+        }
     }
 }

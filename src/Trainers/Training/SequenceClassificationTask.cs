@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>Sequence classification: cross-entropy, judged by accuracy.</summary>
-internal sealed class SequenceClassificationTask : TrainingTask, IDisposable
+internal sealed class SequenceClassificationTask : TrainingTask
 {
     private readonly SequenceClassifier _network;
     private readonly SequenceData _training, _validation;
@@ -41,14 +41,18 @@ internal sealed class SequenceClassificationTask : TrainingTask, IDisposable
 
     public override string MetricName => "accuracy";
 
+    public override int TallySize => 1;
+
     public override int[][] ValidationPlan { get; }
+
+    public override double Metric(ReadOnlySpan<double> tally, long count) => tally[0] / count;
 
     public override int[][] PlanEpoch(ulong seed) => BatchPlan.Shuffled(_trainingRows, _training.Sequences.Length, _batchSize, seed);
 
     public override IBatchRunner Open(ReadOnlyMemory<int[]> plan, bool validation)
         => new Runner(this, (validation ? _validationSource : _trainingSource).Open(plan), validation ? 0 : _labelSmoothing);
 
-    public void Dispose()
+    public override void Dispose()
     {
         _trainingSource.Dispose();
         _validationSource.Dispose();
@@ -63,7 +67,7 @@ internal sealed class SequenceClassificationTask : TrainingTask, IDisposable
             var logits = task._network.call(batch.Sequences, null);
             // Summed and divided by rows, not by their weights: rows then count alike however they fall into batches, and a batch of weightless ones is 0, not 0/0.
             var loss = nn.functional.cross_entropy(logits, batch.Labels, task._classWeights, reduction: nn.Reduction.Sum, label_smoothing: labelSmoothing) / batch.Labels.shape[0];
-            return new BatchOutcome(loss, logits.detach().argmax(1).eq(batch.Labels).sum(), batch.Labels.shape[0]);
+            return new BatchOutcome(loss, batch.Labels.shape[0], logits.detach().argmax(1).eq(batch.Labels).sum().view(1));
         }
 
         public void Dispose() => reader.Dispose();

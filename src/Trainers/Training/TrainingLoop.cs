@@ -21,9 +21,9 @@ internal sealed class TrainingLoop : IDisposable
     private readonly Checkpoint? _checkpoint;
     private readonly FlatParameters _parameters;
     private readonly AdamW _optimizer;
-    private readonly Tensor _sums; // float64 [2]: loss and metric of this epoch, on the device
+    private readonly Tensor _sums; // float64 [1 + tally]: loss and tally of this epoch, on the device
     private readonly Tensor? _average, _best;
-    private TrainingState _state = new();
+    private TrainingState _state;
     private long _rowsThisRun, _resumedSteps, _totalSteps;
 
     /// <summary>Prepares a training and, where there is a checkpoint, takes it up.</summary>
@@ -41,8 +41,9 @@ internal sealed class TrainingLoop : IDisposable
         (_task, _options, _seed, _checkpoint, _report, _checkAlive) = (task, options, seed, checkpoint, report, checkAlive);
         _parameters = new FlatParameters(task.Network, precision, device);
         _optimizer = new AdamW(_parameters, options.WeightDecay, options.GradientClipping);
+        _state = new() { Tally = new double[task.TallySize] };
         using var scope = NewDisposeScope();
-        _sums = zeros(2, float64, device).DetachFromDisposeScope();
+        _sums = zeros(1 + task.TallySize, float64, device).DetachFromDisposeScope();
         if (options.Ema > 0) _average = _parameters.Master.clone().DetachFromDisposeScope();
         if (task.ValidationPlan.Length > 0) _best = _parameters.Master.clone().DetachFromDisposeScope();
         if (_checkpoint?.Load(StateTensors()) is { } state)
@@ -50,9 +51,7 @@ internal sealed class TrainingLoop : IDisposable
             _state = state;
             _resumedSteps = state.Step;
             _parameters.Publish();
-            using var _ = no_grad();
-            _sums[0] = state.LossSum;
-            _sums[1] = state.MetricSum;
+            _sums.copy_(tensor((double[])[state.LossSum, .. state.Tally]));
         }
     }
 
@@ -133,7 +132,7 @@ internal sealed class TrainingLoop : IDisposable
             manual_seed((long)(SplitMix.Mix((long)_seed, _state.Step, i) >> 1));
             var outcome = runner.Next();
             OperatorFailure.Backward(outcome.Loss);
-            using (no_grad()) _sums.add_(stack([outcome.Loss.detach().to(float64) * outcome.Count, outcome.MetricSum.to(float64)]));
+            AddTo(_sums, outcome);
             count += outcome.Count;
             _rowsThisRun += plan[_state.Batch + i].Length;
         }
@@ -142,6 +141,9 @@ internal sealed class TrainingLoop : IDisposable
         if (_average is not null) UpdateAverage(step);
         _state = _state with { Step = step, Batch = _state.Batch + batches, Count = _state.Count + count };
     }
+
+    private static void AddTo(Tensor sums, BatchOutcome outcome)
+        => sums.add_(cat([outcome.Loss.detach().to(float64).mul(outcome.Count).view(1), outcome.Tally.to(float64)]));
 
     /// <summary>Linear warm-up, then a cosine to zero (Loshchilov and Hutter 2017).</summary>
     private double LearningRate(long step)
@@ -174,7 +176,7 @@ internal sealed class TrainingLoop : IDisposable
             Epoch = _state.Epoch + 1,
             Batch = 0,
             LossSum = 0,
-            MetricSum = 0,
+            Tally = new double[_task.TallySize],
             Count = 0,
             BestMetric = isBest ? metric : _state.BestMetric,
             BestLoss = isBest ? loss : _state.BestLoss,
@@ -201,7 +203,7 @@ internal sealed class TrainingLoop : IDisposable
         try
         {
             _task.Network.eval();
-            var sums = zeros(2, float64, _sums.device);
+            var sums = zeros_like(_sums);
             long count = 0;
             using var runner = _task.Open(_task.ValidationPlan, validation: true);
             foreach (var _batch in _task.ValidationPlan)
@@ -209,12 +211,12 @@ internal sealed class TrainingLoop : IDisposable
                 _checkAlive();
                 using var batchScope = NewDisposeScope();
                 var outcome = runner.Next();
-                sums.add_(stack([outcome.Loss.to(float64) * outcome.Count, outcome.MetricSum.to(float64)]));
+                AddTo(sums, outcome);
                 count += outcome.Count;
             }
             var values = sums.cpu().data<double>().ToArray();
             ThrowIfDiverged(values[0], "validation");
-            return (values[0] / count, values[1] / count);
+            return (values[0] / count, _task.Metric(values.AsSpan(1), count));
         }
         finally
         {
@@ -231,7 +233,7 @@ internal sealed class TrainingLoop : IDisposable
         using var scope = NewDisposeScope();
         var values = _sums.cpu().data<double>().ToArray();
         ThrowIfDiverged(values[0], "training");
-        _state = _state with { LossSum = values[0], MetricSum = values[1] };
+        _state = _state with { LossSum = values[0], Tally = values[1..] };
     }
 
     private void ThrowIfDiverged(double loss, string which)
@@ -249,7 +251,7 @@ internal sealed class TrainingLoop : IDisposable
         return new TrainingProgress
         {
             Epoch = _state.Epoch + 1, Epochs = _options.Epochs, Batch = _state.Batch, Batches = batches, IsEpochEnd = isEpochEnd,
-            Loss = _state.LossSum / _state.Count, Metric = _state.MetricSum / _state.Count, MetricName = _task.MetricName,
+            Loss = _state.LossSum / _state.Count, Metric = _task.Metric(_state.Tally, _state.Count), MetricName = _task.MetricName,
             LearningRate = LearningRate(Math.Max(1, _state.Step)), SamplesPerSecond = speed, Elapsed = clock.Elapsed,
             Remaining = TimeSpan.FromSeconds(Math.Max(0, (_options.Epochs - done) * rowsPerEpoch / speed)),
         };

@@ -86,7 +86,7 @@ internal sealed class StreamingScorer : IDisposable
     {
         using var hash = SHA256.Create();
         using (var stream = new CryptoStream(Stream.Null, hash, CryptoStreamMode.Write))
-            SafeTensors.Write(stream, SequenceModelFile.Weights(_model.Network), new Dictionary<string, string> { ["backbone"] = _model.Spec.Backbone.ToJson() });
+            SafeTensors.Write(stream, _model.Network.State(), new Dictionary<string, string> { ["backbone"] = _model.Spec.Backbone.ToJson() });
         return Convert.ToHexStringLower(hash.Hash!);
     }
 }

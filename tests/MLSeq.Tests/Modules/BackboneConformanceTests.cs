@@ -158,11 +158,11 @@ public sealed class BackboneConformanceTests
         var spec = new SequenceClassifierSpec(Small(name, bidirectional), new ElementKind.Tokens(9), SequencePooling.LearnedQuery, 4);
         using var written = new SequenceClassifier(spec);
         using var file = new MemoryStream();
-        SafeTensors.Write(file, SequenceModelFile.Weights(written));
+        SafeTensors.Write(file, written.State());
         file.Position = 0;
         manual_seed(2);
         using var read = new SequenceClassifier(spec);
-        SafeTensors.Read(file, SequenceModelFile.Weights(read));
+        SafeTensors.Read(file, read.State());
         written.eval();
         read.eval();
         var batch = new SequenceBatch(randint(0, 9, [3, 17], dtype: int64), new SequencePadding(tensor(new long[] { 17, 5, 1 }), 17));
