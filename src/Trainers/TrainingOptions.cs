@@ -110,6 +110,12 @@ public abstract class TrainingOptions
     internal static IEnumerable<string> WeightProblems(IReadOnlyList<double>? classWeights)
         => classWeights?.Any(weight => weight is not (>= 0 and < double.PositiveInfinity)) == true ? ["ClassWeights must be finite and not negative."] : [];
 
+    internal static IEnumerable<string> SizeProblems(string heightName, int height, string widthName, int width)
+    {
+        if (height is < 0 or > 1 << 15 || width is < 0 or > 1 << 15 || height == 0 != (width == 0))
+            yield return $"{heightName} is {height} and {widthName} is {width}; expected 1 to {1 << 15} for both, or 0 for both.";
+    }
+
     internal void Validate()
     {
         var problems = Problems().ToList();

@@ -27,6 +27,14 @@ internal static class BatchPlan
         return batches;
     }
 
+    /// <summary>A shuffled epoch of rows of like size.</summary>
+    public static int[][] Shuffled(ReadOnlySpan<int> rows, int batchSize, ulong seed)
+    {
+        var order = rows.ToArray();
+        new SplitMix(seed).Shuffle<int>(order);
+        return [.. order.Chunk(batchSize)];
+    }
+
     /// <summary>All rows once, sorted by length, for evaluation.</summary>
     public static int[][] Sorted(ReadOnlySpan<int> rows, Func<int, int> length, int batchSize)
         => [.. rows.ToArray().OrderBy(length).Chunk(batchSize)];

@@ -18,6 +18,14 @@ internal struct SplitMix(ulong state)
         return z ^ (z >> 31);
     }
 
+    /// <summary>From <paramref name="from"/> (included) to <paramref name="to"/>.</summary>
+    public double Uniform(double from, double to) => from + (to - from) * (Next() >> 11) * (1.0 / (1L << 53));
+
+    /// <summary>0 … <paramref name="count"/> − 1.</summary>
+    public int Index(int count) => (int)(Next() % (ulong)count);
+
+    public bool Chance(double probability) => Uniform(0, 1) < probability;
+
     public void Shuffle<T>(Span<T> items)
     {
         for (var i = items.Length - 1; i > 0; i--)

@@ -1,0 +1,99 @@
+using Microsoft.ML.Data;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>An image in host memory, [height, width, channels]: bytes (0 to 255) or Singles.</summary>
+internal sealed class PixelImage
+{
+    /// <param name="data">A byte[] or a float[].</param>
+    /// <param name="height">Rows.</param>
+    /// <param name="width">Columns.</param>
+    /// <param name="channels">Numbers per pixel.</param>
+    public PixelImage(Array data, int height, int width, int channels)
+    {
+        if (data.Length != (long)height * width * channels) throw new ArgumentException($"{data.Length} numbers for {height} × {width} × {channels}.", nameof(data));
+        (Data, Height, Width, Channels) = (data, height, width, channels);
+    }
+
+    public Array Data { get; }
+
+    public int Height { get; }
+
+    public int Width { get; }
+
+    public int Channels { get; }
+
+    public long Pixels => (long)Height * Width;
+
+    /// <summary>Copies an <see cref="MLImage"/>: red, green, blue; or their brightness when <paramref name="channels"/> is 1. Alpha is left out.</summary>
+    /// <exception cref="ArgumentException">The image has an unknown pixel format, or the channels are not 1 or 3.</exception>
+    public static PixelImage From(MLImage image, int channels)
+    {
+        if (channels is not (1 or 3)) throw new ArgumentException($"An image file gives 1 (gray) or 3 (red, green, blue) channels; {channels} were asked for.");
+        var (red, blue) = image.PixelFormat switch
+        {
+            MLPixelFormat.Bgra32 => (2, 0),
+            MLPixelFormat.Rgba32 => (0, 2),
+            var other => throw new ArgumentException($"the image's pixel format is {other}; expected Bgra32 or Rgba32."),
+        };
+        var pixels = image.Pixels;
+        var data = new byte[pixels.Length / 4 * channels];
+        for (int from = 0, to = 0; from < pixels.Length; from += 4)
+        {
+            if (channels == 1)
+            {
+                data[to++] = (byte)((299 * pixels[from + red] + 587 * pixels[from + 1] + 114 * pixels[from + blue] + 500) / 1000); // ITU-R BT.601
+                continue;
+            }
+            data[to++] = pixels[from + red];
+            data[to++] = pixels[from + 1];
+            data[to++] = pixels[from + blue];
+        }
+        return new PixelImage(data, image.Height, image.Width, channels);
+    }
+
+    /// <summary>Copies a vector laid out [channels, height, width].</summary>
+    public static PixelImage FromPlanes<T>(ReadOnlySpan<T> planes, int height, int width, int channels)
+    {
+        var data = new T[planes.Length];
+        var size = height * width;
+        for (var channel = 0; channel < channels; channel++)
+        {
+            var plane = planes.Slice(channel * size, size);
+            for (var i = 0; i < size; i++) data[i * channels + channel] = plane[i];
+        }
+        return new PixelImage(data, height, width, channels);
+    }
+
+    /// <summary>Scales to another size, averaging over what a new pixel covers.</summary>
+    public PixelImage Resized(int height, int width)
+    {
+        if ((height, width) == (Height, Width)) return this;
+        using var scope = NewDisposeScope();
+        using var _ = inference_mode();
+        var planes = ToTensor().view(1, Height, Width, Channels).permute(0, 3, 1, 2).to(float32);
+        var scaled = nn.functional.interpolate(planes, [height, width], mode: InterpolationMode.Bilinear, align_corners: false, antialias: true).permute(0, 2, 3, 1);
+        return Data is byte[]
+            ? new(scaled.round().clamp(0, 255).to(uint8).contiguous().data<byte>().ToArray(), height, width, Channels)
+            : new(scaled.contiguous().data<float>().ToArray(), height, width, Channels);
+    }
+
+    /// <summary>The part of the given size about the centre; what lies beyond the image is 0.</summary>
+    public PixelImage Centre(int height, int width)
+    {
+        if ((height, width) == (Height, Width)) return this;
+        var data = Array.CreateInstance(Data.GetType().GetElementType()!, (long)height * width * Channels);
+        int top = FloorHalf(Height - height), left = FloorHalf(Width - width);
+        var (firstColumn, columns) = (Math.Max(0, -left), Math.Min(width, Width - left) - Math.Max(0, -left));
+        for (var y = Math.Max(0, -top); y < Math.Min(height, Height - top); y++)
+            Array.Copy(Data, ((long)(y + top) * Width + left + firstColumn) * Channels, data, ((long)y * width + firstColumn) * Channels, (long)columns * Channels);
+        return new PixelImage(data, height, width, Channels);
+    }
+
+    /// <summary>[height · width · channels] on the host.</summary>
+    public Tensor ToTensor() => Data is byte[] bytes ? tensor(bytes) : tensor((float[])Data);
+
+    private static int FloorHalf(int value) => (int)Math.Floor(value / 2.0);
+}
