@@ -6,6 +6,7 @@ internal static class VisionBackboneRegistry
     private static readonly Entry[] Entries =
     [
         new("cnn", () => VisionBackbone.Cnn(), PlainCnnBackbone.ReadyMade),
+        new("resnet", () => VisionBackbone.ResNet(), ResNetBackbone.ReadyMade),
     ];
 
     public static KindRegistry<VisionBackbone> Kinds { get; } = new("vision backbone", backbone => backbone.Problems(), [.. Entries.Select(entry => (entry.Name, entry.Default))]);
