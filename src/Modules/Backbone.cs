@@ -1,5 +1,4 @@
 using System.Text.Json;
-using System.Text.Json.Nodes;
 using System.Text.Json.Serialization;
 
 namespace MLSeq;
@@ -13,8 +12,6 @@ namespace MLSeq;
 /// </remarks>
 public abstract partial record Backbone
 {
-    private static readonly JsonSerializerOptions JsonOptions = new() { UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow, MaxDepth = 16 };
-
     /// <summary>Features per position.</summary>
     public int Width { get; init; } = 128;
 
@@ -32,10 +29,10 @@ public abstract partial record Backbone
 
     /// <summary>The name that stands for this kind of backbone in the registry, in JSON and on command lines.</summary>
     [JsonIgnore]
-    public string Name => BackboneRegistry.NameOf(GetType());
+    public string Name => BackboneRegistry.Kinds.NameOf(this);
 
     /// <summary>The names of all sequence backbones.</summary>
-    public static IReadOnlyList<string> Names => BackboneRegistry.Names;
+    public static IReadOnlyList<string> Names => BackboneRegistry.Kinds.Names;
 
     /// <summary>Makes the backbone called <paramref name="name"/> with its defaults, for programs that let their user choose one.</summary>
     /// <param name="name">One of <see cref="Names"/>; letter case, hyphens and underscores do not matter.</param>
@@ -45,45 +42,21 @@ public abstract partial record Backbone
     /// <exception cref="ArgumentException">There is no such backbone.</exception>
     public static Backbone Create(string name, int width = 128, int depth = 0, bool bidirectional = false)
     {
-        var backbone = BackboneRegistry.Create(name) with { Bidirectional = bidirectional };
+        var backbone = BackboneRegistry.Kinds.Create(name) with { Bidirectional = bidirectional };
         backbone = backbone.WithWidth(width);
         return depth == 0 ? backbone : backbone with { Depth = depth };
     }
 
     /// <summary>This backbone as a JSON object whose <c>name</c> tells its kind.</summary>
-    public string ToJson()
-    {
-        var json = JsonSerializer.SerializeToNode(this, GetType(), JsonOptions)!.AsObject();
-        json.Insert(0, "name", Name);
-        return json.ToJsonString();
-    }
+    public string ToJson() => BackboneRegistry.Kinds.ToJson(this);
 
     /// <summary>Reads what <see cref="ToJson"/> wrote.</summary>
     /// <exception cref="FormatException">The text is not such an object, names an unknown backbone or member, or has a value out of range.</exception>
-    public static Backbone FromJson(string json)
-    {
-        try
-        {
-            var members = JsonNode.Parse(json, documentOptions: new JsonDocumentOptions { MaxDepth = 16 })!.AsObject();
-            var name = members["name"]?.GetValue<string>() ?? throw new FormatException("A backbone's JSON needs a 'name'.");
-            members.Remove("name");
-            var backbone = (Backbone)members.Deserialize(BackboneRegistry.TypeOf(name), JsonOptions)!;
-            backbone.Validate();
-            return backbone;
-        }
-        catch (Exception e) when (e is JsonException or InvalidOperationException or ArgumentException or NullReferenceException)
-        {
-            throw new FormatException($"Not a backbone of this version of MLSeq: {e.Message}", e);
-        }
-    }
+    public static Backbone FromJson(string json) => BackboneRegistry.Kinds.FromJson(json);
 
     /// <summary>Checks every value; all problems are reported at once.</summary>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
-    public void Validate()
-    {
-        var problems = Problems().ToList();
-        if (problems.Count > 0) throw new ArgumentException($"{GetType().Name}: {string.Join(" ", problems)}");
-    }
+    public void Validate() => BackboneRegistry.Kinds.Validate(this);
 
     internal virtual IEnumerable<string> Problems()
     {

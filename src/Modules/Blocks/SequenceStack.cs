@@ -10,28 +10,34 @@ internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerS
     private readonly TokenMixer mixer;
     private readonly LayerNorm? mlpNorm;
     private readonly SwiGlu? mlp;
-    private readonly double _dropout;
+    private readonly ResidualUpdate mixerUpdate;
+    private readonly ResidualUpdate? mlpUpdate;
 
-    public ResidualBlock(Backbone backbone, int layer) : base(nameof(ResidualBlock))
+    /// <param name="backbone">Gives the mixer, the width, the MLP and the dropout.</param>
+    /// <param name="layer">Which block it is.</param>
+    /// <param name="dropPath">See <see cref="ResidualUpdate"/>, like <paramref name="layerScale"/>; sequence models use neither.</param>
+    /// <param name="layerScale">0: none.</param>
+    public ResidualBlock(Backbone backbone, int layer, double dropPath = 0, double layerScale = 0) : base(nameof(ResidualBlock))
     {
+        ResidualUpdate Update() => new(backbone.Width, backbone.Dropout, dropPath, layerScale);
+
         mixerNorm = nn.LayerNorm(backbone.Width);
         mixer = backbone.CreateMixer(layer);
+        mixerUpdate = Update();
         if (backbone.MlpWidth > 0)
         {
             mlpNorm = nn.LayerNorm(backbone.Width);
             mlp = new SwiGlu(backbone.Width, backbone.MlpWidth);
+            mlpUpdate = Update();
         }
-        _dropout = backbone.Dropout;
         RegisterComponents();
     }
 
     public override Tensor forward(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        x = x + Drop(mixer.call(mixerNorm.call(x), padding, state));
-        return mlp is null ? x : x + Drop(mlp.call(mlpNorm!.call(x)));
+        x = x + mixerUpdate.call(mixer.call(mixerNorm.call(x), padding, state));
+        return mlp is null ? x : x + mlpUpdate!.call(mlp.call(mlpNorm!.call(x)));
     }
-
-    private Tensor Drop(Tensor update) => training && _dropout > 0 ? nn.functional.dropout(update, _dropout) : update;
 }
 
 /// <summary>A backbone's module: its residual blocks and a last norm, [batch, time, width] to [batch, time, width].</summary>
