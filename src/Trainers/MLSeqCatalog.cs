@@ -25,4 +25,22 @@ public static class MLSeqCatalog
     public static SequenceClassificationTrainer SequenceClassification(this MulticlassClassificationCatalog.MulticlassClassificationTrainers catalog,
         SequenceClassificationTrainer.Options options)
         => new(CatalogUtils.GetEnvironment(catalog), options);
+
+    /// <summary>Classifies images with any vision backbone.</summary>
+    /// <param name="catalog">The trainer catalog.</param>
+    /// <param name="labelColumnName">The label: a key.</param>
+    /// <param name="featureColumnName">An MLImage; the path of an image file; or a vector of Byte or Single, [channels, height, width]. Images of one size; for others set the size in the options.</param>
+    /// <param name="backbone">The backbone, for example <see cref="VisionBackbone.ResNet"/>.</param>
+    /// <exception cref="ArgumentException">The backbone has a value out of range.</exception>
+    public static ImageClassificationTrainer ImageClassification(this MulticlassClassificationCatalog.MulticlassClassificationTrainers catalog,
+        string labelColumnName, string featureColumnName, VisionBackbone backbone)
+        => new(CatalogUtils.GetEnvironment(catalog), new() { LabelColumnName = labelColumnName, FeatureColumnName = featureColumnName, Backbone = backbone });
+
+    /// <summary>Classifies images with any vision backbone.</summary>
+    /// <param name="catalog">The trainer catalog.</param>
+    /// <param name="options">What to train and how.</param>
+    /// <exception cref="ArgumentException">An option is out of range; all problems are named at once.</exception>
+    public static ImageClassificationTrainer ImageClassification(this MulticlassClassificationCatalog.MulticlassClassificationTrainers catalog,
+        ImageClassificationTrainer.Options options)
+        => new(CatalogUtils.GetEnvironment(catalog), options);
 }

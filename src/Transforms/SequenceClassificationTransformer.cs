@@ -19,18 +19,15 @@ public sealed class SequenceClassificationTransformer : ITransformer, ISingleFea
     private readonly IHost _host;
     private readonly LabelColumn _label;
 
-    internal SequenceClassificationTransformer(IHostEnvironment env, SequenceClassificationModel model, LabelColumn label, ColumnNames columns)
+    internal SequenceClassificationTransformer(IHostEnvironment env, SequenceClassificationModel model, LabelColumn label, ClassifierColumns columns)
     {
         _host = env.Register(nameof(SequenceClassificationTransformer));
         (Model, _label, Columns) = (model, label, columns);
     }
 
-    /// <summary>Names of the columns read and written.</summary>
-    internal sealed record ColumnNames(string Feature, string Score, string PredictedLabel);
-
     internal SequenceClassificationModel Model { get; }
 
-    internal ColumnNames Columns { get; }
+    internal ClassifierColumns Columns { get; }
 
     /// <summary>The backbone.</summary>
     public Backbone Backbone => Model.Spec.Backbone;
@@ -93,3 +90,6 @@ public sealed class SequenceClassificationTransformer : ITransformer, ISingleFea
     // Found by ML.NET's component catalog through the LoadableClass attribute.
     private static SequenceClassificationTransformer Create(IHostEnvironment env, ModelLoadContext ctx) => SequenceModelFile.Load(env, ctx);
 }
+
+/// <summary>Names of the columns that a classifier reads and writes.</summary>
+internal sealed record ClassifierColumns(string Feature, string Score, string PredictedLabel);

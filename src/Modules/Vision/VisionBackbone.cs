@@ -57,6 +57,9 @@ public abstract partial record VisionBackbone
     /// <summary>Hidden width of a classifier's head as a multiple of the last map's width; 0: the head is linear.</summary>
     internal virtual double HeadRatio => 0;
 
+    /// <summary>A lower bound on the numbers in the module: a saved description of a network larger than its weights must not make us allocate it.</summary>
+    internal abstract long LeastParameters { get; }
+
     /// <summary>The module, for images of <paramref name="channels"/> channels.</summary>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
     internal abstract VisionStack CreateStack(int channels);
@@ -72,6 +75,9 @@ public abstract record StagedVisionBackbone : VisionBackbone
 
     /// <summary>Features per stage.</summary>
     public IntList Widths { get; init; } = [];
+
+    // Every block of every kind has more than a square matrix of its width, be it behind a bottleneck.
+    internal override long LeastParameters => Depths.Zip(Widths, (depth, width) => (long)depth * width * width).Sum();
 
     internal override IEnumerable<string> Problems()
     {

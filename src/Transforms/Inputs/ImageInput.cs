@@ -1,6 +1,7 @@
 using System.Text.Json.Serialization;
 using Microsoft.ML;
 using Microsoft.ML.Data;
+using Microsoft.ML.Runtime;
 using Microsoft.ML.Transforms.Image;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -92,6 +93,13 @@ internal sealed record ImageInput
         ImageColumnKind.File => type is TextDataViewType,
         _ => type is VectorDataViewType vector && vector.ItemType == ((VectorDataViewType)ColumnType).ItemType && vector.Size == Channels * ColumnHeight * ColumnWidth,
     };
+
+    /// <summary>The column to score; throws when it is missing or of another type.</summary>
+    public DataViewSchema.Column Find(IExceptionContext context, DataViewSchema schema, string name)
+    {
+        var column = schema.GetColumnOrNull(name) ?? throw context.ExceptSchemaMismatch("inputSchema", "feature", name);
+        return Accepts(column.Type) ? column : throw context.ExceptSchemaMismatch("inputSchema", "feature", column.Name, ColumnType.ToString()!, column.Type.ToString()!);
+    }
 
     /// <summary>Chooses how to read a column for training.</summary>
     /// <param name="column">The feature column.</param>

@@ -38,7 +38,7 @@ internal sealed class PixelImage
             MLPixelFormat.Rgba32 => (0, 2),
             var other => throw new ArgumentException($"the image's pixel format is {other}; expected Bgra32 or Rgba32."),
         };
-        var pixels = image.Pixels;
+        var pixels = image.PixelBytes();
         var data = new byte[pixels.Length / 4 * channels];
         for (int from = 0, to = 0; from < pixels.Length; from += 4)
         {

@@ -72,6 +72,19 @@ internal sealed class ModelEntries
         return (description, Checked(Description, () => specify(description)));
     }
 
+    /// <summary>Checks a description's format number.</summary>
+    public static void CheckFormat(int got, int expected)
+    {
+        if (got != expected) throw new FormatException($"Its format is {got}; this version of MLSeq reads {expected}.");
+    }
+
+    /// <summary>Checks a description's column names.</summary>
+    public static void CheckNames(params ReadOnlySpan<string?> names)
+    {
+        foreach (var name in names)
+            if (string.IsNullOrEmpty(name)) throw new FormatException("A column has no name.");
+    }
+
     /// <summary>Reads the label's values, of which there must be <paramref name="classes"/>.</summary>
     public LabelColumn ReadLabel(int classes)
     {

@@ -42,11 +42,10 @@ internal static class SequenceModelFile
 
     private static SequenceClassifierSpec Specify(Description description)
     {
-        if (description.Format != Format) throw new FormatException($"Its format is {description.Format}; this version of MLSeq reads {Format}.");
+        ModelEntries.CheckFormat(description.Format, Format);
         if (description.Classes is < 2 or > 1 << 20) throw new FormatException($"It has {description.Classes} classes.");
         if (!Enum.IsDefined(description.Pooling)) throw new FormatException($"Pooling is {description.Pooling}.");
-        foreach (var name in (string?[])[description.Feature, description.Score, description.PredictedLabel])
-            if (string.IsNullOrEmpty(name)) throw new FormatException("A column has no name.");
+        ModelEntries.CheckNames(description.Feature, description.Score, description.PredictedLabel);
         if (description.Input is null || description.Backbone is null) throw new FormatException("Input or Backbone is missing.");
         description.Input.Validate();
         return new SequenceClassifierSpec(Backbone.FromJson(description.Backbone.ToJsonString()), description.Input.Element, description.Pooling, description.Classes);

@@ -54,36 +54,16 @@ internal sealed class SequenceClassificationModel
 
     private sealed class Session(SequenceClassificationModel model, SequenceBuffer buffer, Action<SequenceBuffer> read, Action<SequenceBuffer, float[]> score) : ScoringSession
     {
-        private float[] _probabilities = [];
+        private readonly ClassScores _scores = new(model.Classes);
 
         public override void Append() => read(buffer);
 
         public override void Score()
         {
-            if (_probabilities.Length < buffer.Count * model.Classes) _probabilities = new float[buffer.Count * model.Classes];
-            score(buffer, _probabilities);
+            score(buffer, _scores.Rows(buffer.Count));
             buffer.Clear();
         }
 
-        public override Delegate CreateGetter(int output, Func<int> row)
-            => output == 0
-                ? (ValueGetter<uint>)((ref uint value) => value = PredictedKey(Row(row())))
-                : (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) =>
-                {
-                    var editor = VBufferEditor.Create(ref value, model.Classes);
-                    Row(row()).CopyTo(editor.Values);
-                    value = editor.Commit();
-                });
-
-        private ReadOnlySpan<float> Row(int row) => _probabilities.AsSpan(row * model.Classes, model.Classes);
-
-        // Not-a-number everywhere gives 0, the missing key, as ML.NET's own scorers do.
-        private static uint PredictedKey(ReadOnlySpan<float> scores)
-        {
-            uint best = 0;
-            for (var i = 0; i < scores.Length; i++)
-                if (scores[i] >= 0 && (best == 0 || scores[i] > scores[(int)best - 1])) best = (uint)i + 1;
-            return best;
-        }
+        public override Delegate CreateGetter(int output, Func<int> row) => _scores.CreateGetter(output, row);
     }
 }

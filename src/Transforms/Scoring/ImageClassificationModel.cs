@@ -1,0 +1,64 @@
+using Microsoft.ML;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MLSeq;
+
+/// <summary>A trained image classifier ready to score: network, input and device. Used by many threads at once; nothing in it changes.</summary>
+internal sealed class ImageClassificationModel
+{
+    /// <summary>Bound on rows × pixels × channels of a batch.</summary>
+    private const long BatchElements = 1 << 23;
+
+    public ImageClassificationModel(ImageClassifierSpec spec, ImageInput input, ImageClassifier network, Device device, bool testTimeFlip)
+    {
+        (Spec, Input, Network, Device, TestTimeFlip) = (spec, input, network, device, testTimeFlip);
+        network.eval();
+    }
+
+    public ImageClassifierSpec Spec { get; }
+
+    public ImageInput Input { get; }
+
+    public ImageClassifier Network { get; }
+
+    public Device Device { get; }
+
+    /// <summary>Whether probabilities are averaged over each image and its mirror image.</summary>
+    public bool TestTimeFlip { get; }
+
+    /// <summary>Reads rows of a cursor and scores them.</summary>
+    public ScoringSession CreateSession(DataViewRow row, DataViewSchema.Column features) => new Session(this, Input.CreateReader(row, features));
+
+    /// <summary>Class probabilities, [images, classes].</summary>
+    private void Score(IReadOnlyList<Func<PixelImage>> images, float[] probabilities)
+    {
+        var batchRows = (int)Math.Clamp(BatchElements / ((long)Input.Height * Input.Width * Input.Channels), 1, 256);
+        for (var from = 0; from < images.Count; from += batchRows)
+        {
+            var fitted = images.Skip(from).Take(batchRows).AsParallel().AsOrdered().Select(load => Input.Fitted(load())).ToList();
+            using var scope = NewDisposeScope();
+            using var _ = inference_mode();
+            var batch = Input.Stack(fitted, Device);
+            var scores = Network.call(batch).softmax(1);
+            if (TestTimeFlip) scores = (scores + Network.call(batch.flip(3)).softmax(1)) / 2;
+            scores.cpu().data<float>().ToArray().CopyTo(probabilities, from * Spec.Classes);
+        }
+    }
+
+    private sealed class Session(ImageClassificationModel model, Func<Func<PixelImage>> read) : ScoringSession
+    {
+        private readonly ClassScores _scores = new(model.Spec.Classes);
+        private readonly List<Func<PixelImage>> _images = [];
+
+        public override void Append() => _images.Add(read());
+
+        public override void Score()
+        {
+            model.Score(_images, _scores.Rows(_images.Count));
+            _images.Clear();
+        }
+
+        public override Delegate CreateGetter(int output, Func<int> row) => _scores.CreateGetter(output, row);
+    }
+}
