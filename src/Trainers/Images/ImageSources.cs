@@ -19,7 +19,7 @@ internal interface IImageReader : IDisposable
 
 internal static class ImageSource
 {
-    /// <summary>Keeps the images on the device when they fit into <paramref name="budget"/> (on the CPU: unless they are decoded anew each time), else sends them batch by batch.</summary>
+    /// <summary>Keeps the images on the device when they fit and are not decoded anew each time; else sends them batch by batch.</summary>
     public static IImageSource Create(ImageData data, Device device, bool fits) => fits && !data.IsDeferred ? new ResidentImages(data, device) : new StreamedImages(data, device);
 
     public static int ElementBytes(this ImageData data) => data.Input.ElementType == uint8 ? 1 : sizeof(float);
