@@ -7,7 +7,7 @@ namespace MLSeq;
 /// A gated convolutional block: <c>(g, i, c) = W₁ norm(x)</c>, <c>y = x + W₂ (gelu(g) ∘ [i, conv(c)])</c>, conv a depthwise convolution of 7×7: Mamba's block with a convolution where the state-space model was.
 /// With a token mixer, which puts one there again, <c>c' = conv(c)</c>, <c>[i, c' + mixer(norm(c'))]</c> instead.
 /// </summary>
-/// <remarks>Yu and Wang 2024, equations 8 and 9 and algorithm 1 (after Dauphin et al. 2017). g has 8/3 of the width, i 5/3, and c as many features as x. Without the mixer, MambaOut.</remarks>
+/// <remarks>Yu and Wang 2024, figure 1a and algorithm 1 (after Dauphin et al. 2017). g has 8/3 of the width, i 5/3, and c as many features as x. Without the mixer, MambaOut.</remarks>
 internal sealed class GatedCnnBlock : nn.Module<Tensor, Tensor>
 {
     private const double Epsilon = 1e-6;
@@ -67,7 +67,7 @@ internal sealed class Downsampling : nn.Module<Tensor, Tensor>
 }
 
 /// <summary>Stages of gated convolutional blocks, with or without token mixers: a stem of two convolutions, and a convolution of stride 2 between stages.</summary>
-/// <remarks>Yu and Wang 2024, figure 4 and table 6. Maps have their features last throughout; convolutions see a permuted view, which is libtorch's channels-last format.</remarks>
+/// <remarks>After Yu and Wang 2024, section 4. Maps have their features last throughout; convolutions see a permuted view, which is libtorch's channels-last format.</remarks>
 internal sealed class GatedCnn : VisionStack
 {
     private readonly Downsampling stem;
@@ -113,7 +113,7 @@ internal sealed class GatedCnn : VisionStack
     }
 }
 
-/// <summary>Depths and widths of MambaOut (Yu and Wang 2024, table 6; Kobe as published with the code).</summary>
+/// <summary>Depths and widths of MambaOut, as published with the code of Yu and Wang 2024.</summary>
 public enum MambaOutSize
 {
     /// <summary>7.3 million parameters with a head of 1000 classes.</summary>

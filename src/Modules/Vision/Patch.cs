@@ -8,8 +8,7 @@ namespace MLSeq;
 /// An image as a sequence of patches: <c>x = W · patch + position</c>, then a sequence backbone's residual blocks and a last norm. With attention, a vision transformer.
 /// </summary>
 /// <remarks>
-/// Dosovitskiy et al. 2021, equations 1 to 4, without a class token. Positions are sines and cosines of row and column (Chen et al. 2021, "An empirical study of training self-supervised vision transformers",
-/// section 4.2), so that any image size will do.
+/// Dosovitskiy et al. 2021, equations 1 to 4, without a class token. Positions are sines and cosines of row and column (Chen et al. 2021, "An empirical study of training self-supervised vision transformers"), so that any image size will do.
 /// </remarks>
 internal sealed class PatchStack : VisionStack
 {

@@ -12,7 +12,7 @@ public enum VisionScan
     FourWay,
 }
 
-/// <summary>Maps as sequences. The directions of a four-way scan are those of VMamba (Liu et al. 2024, figure 2), here one per block instead of all in each.</summary>
+/// <summary>Maps as sequences. The directions of a four-way scan are those of VMamba (Liu et al. 2024), here one per block instead of all in each.</summary>
 internal static class ScanOrder
 {
     /// <summary>The direction of block <paramref name="layer"/>: 0 along the rows, 1 back along the rows, 2 along the columns, 3 back along the columns.</summary>
