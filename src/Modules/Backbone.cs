@@ -75,6 +75,9 @@ public abstract partial record Backbone
     /// <summary>The same kind at another width, with what depends on the width (such as heads) chosen anew.</summary>
     internal virtual Backbone WithWidth(int width) => this with { Width = width };
 
+    /// <summary>The same without rotary positions, where they are an option: for elements that carry their positions, as the places of an image do.</summary>
+    internal virtual Backbone WithoutRotary() => this;
+
     /// <summary>A backbone inside another, as an object of its own.</summary>
     internal sealed class NestedJson : JsonConverter<Backbone>
     {

@@ -25,6 +25,8 @@ public sealed record HybridBackbone : Backbone
 
     internal override Backbone WithWidth(int width) => this with { Width = width, Recurrent = Recurrent.WithWidth(width), Attention = Attention.WithWidth(width) };
 
+    internal override Backbone WithoutRotary() => this with { Recurrent = Recurrent.WithoutRotary(), Attention = Attention.WithoutRotary() };
+
     internal override IEnumerable<string> Problems()
     {
         foreach (var problem in base.Problems()) yield return problem;

@@ -57,6 +57,8 @@ public sealed record LinearAttentionBackbone : MultiHeadBackbone
     public bool Rotary { get; init; } = true;
 
     internal override TokenMixer CreateMixer(int layer) => Directed(() => new LinearAttention(Width, Heads, Rotary));
+
+    internal override Backbone WithoutRotary() => this with { Rotary = false };
 }
 
 public abstract partial record Backbone

@@ -12,11 +12,11 @@ internal sealed class SelfAttention : TokenMixer
 
     private readonly Linear project, output;
     private readonly int _heads, _window;
-    private readonly bool _causal;
+    private readonly bool _causal, _rotary;
 
-    public SelfAttention(int width, int heads, bool causal, int window = 0) : base(nameof(SelfAttention))
+    public SelfAttention(int width, int heads, bool causal, int window = 0, bool rotary = true) : base(nameof(SelfAttention))
     {
-        (_heads, _causal, _window) = (heads, causal, window);
+        (_heads, _causal, _window, _rotary) = (heads, causal, window, rotary);
         project = nn.Linear(width, 3 * width, hasBias: false);
         output = nn.Linear(width, width, hasBias: false);
         RegisterComponents();
@@ -28,8 +28,13 @@ internal sealed class SelfAttention : TokenMixer
     {
         var (batch, time, width) = (x.shape[0], x.shape[1], x.shape[2]);
         var qkv = project.call(x).view(batch, time, 3, _heads, width / _heads).unbind(2); // 3 × [batch, time, h, d]
-        var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
-        var (q, k, v) = (rotary.Apply(qkv[0]).transpose(1, 2), rotary.Apply(qkv[1]).transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
+        var (q, k) = (qkv[0], qkv[1]);
+        if (_rotary)
+        {
+            var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
+            (q, k) = (rotary.Apply(q), rotary.Apply(k));
+        }
+        (q, k, var v) = (q.transpose(1, 2), k.transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
         if (state is not null) (k, v) = Extend(state, k, v);
         var mask = Mask(time, k.shape[2], padding, x.device);
         var mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_casual: mask is null && _causal && time > 1); // [batch, h, time, d]
@@ -81,7 +86,12 @@ public sealed record TransformerBackbone : MultiHeadBackbone
     /// <summary>How far back a position sees, itself included; 0: without limit. A window bounds the memory of streaming. Bidirectional: to both sides.</summary>
     public int Window { get; init; }
 
-    internal override TokenMixer CreateMixer(int layer) => new SelfAttention(Width, Heads, causal: !Bidirectional, Window);
+    /// <summary>Whether queries and keys are turned by their position. Without, attention knows no order but what the elements tell.</summary>
+    public bool Rotary { get; init; } = true;
+
+    internal override TokenMixer CreateMixer(int layer) => new SelfAttention(Width, Heads, causal: !Bidirectional, Window, Rotary);
+
+    internal override Backbone WithoutRotary() => this with { Rotary = false };
 
     internal override IEnumerable<string> Problems()
     {

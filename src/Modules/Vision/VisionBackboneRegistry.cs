@@ -7,6 +7,9 @@ internal static class VisionBackboneRegistry
     [
         new("cnn", () => VisionBackbone.Cnn(), PlainCnnBackbone.ReadyMade),
         new("resnet", () => VisionBackbone.ResNet(), ResNetBackbone.ReadyMade),
+        new("mambaout", () => VisionBackbone.MambaOut(), MambaOutBackbone.ReadyMade),
+        new("patch", () => VisionBackbone.Patch(Backbone.Transformer(bidirectional: true)), PatchBackbone.ReadyMade),
+        new("hierarchical", () => VisionBackbone.Hierarchical(Backbone.Mamba2(bidirectional: true)), HierarchicalBackbone.ReadyMade),
     ];
 
     public static KindRegistry<VisionBackbone> Kinds { get; } = new("vision backbone", backbone => backbone.Problems(), [.. Entries.Select(entry => (entry.Name, entry.Default))]);
