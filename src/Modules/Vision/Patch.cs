@@ -83,6 +83,8 @@ public sealed record PatchBackbone : VisionBackbone
     internal static IEnumerable<(string, Func<VisionBackbone>)> ReadyMade
         => Backbone.Names.Select(name => ($"patch-{name}", (Func<VisionBackbone>)(() => Patch(Backbone.Create(name, width: 192, depth: 12, bidirectional: true) with { Dropout = 0 }))));
 
+    internal override long LeastParameters => (long)Backbone.Depth * Backbone.Width * Backbone.Width;
+
     internal override VisionStack CreateStack(int channels) => new PatchStack(this, channels);
 
     internal override IEnumerable<string> Problems()

@@ -75,7 +75,9 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
             return (Whole(raw.Pixels), raw.Masks is null ? null : Whole(raw.Masks).to(int64));
         }
         var sampler = new ImageSampler(raw.Places, maps, rows, columns, exact, device);
-        return (sampler.Bilinear(raw.Pixels), raw.Masks is null ? null : sampler.Nearest(raw.Masks).to(int64));
+        var pixels = sampler.Bilinear(raw.Pixels);
+        if (pixels.dtype != raw.Pixels.dtype) pixels = pixels / 255; // bytes that were interpolated are Singles in units of full brightness
+        return (pixels, raw.Masks is null ? null : sampler.Nearest(raw.Masks).to(int64));
     }
 
     /// <summary>Draws the geometry of one image.</summary>

@@ -106,6 +106,8 @@ internal sealed class ModelEntries
             try
             {
                 SafeTensors.Read(stream, network.State());
+                // As after training: libtorch chooses another matrix product, with other last bits, for weights that ask for gradients.
+                foreach (var (_, value) in network.State()) value.requires_grad = false;
                 return network;
             }
             catch
