@@ -10,6 +10,11 @@ internal sealed class MaskLegend : IDisposable
     private static readonly int[] Digits = [0b111_101_101_101_111, 0b010_110_010_010_111, 0b111_001_111_100_111, 0b111_001_111_001_111, 0b101_101_111_001_001,
         0b111_100_111_001_111, 0b111_100_111_101_111, 0b111_001_010_010_010, 0b111_101_111_101_111, 0b111_101_111_001_111];
 
+    // Plain letters read best when small. The default of a machine may have serifs.
+    private static readonly string[] Families = ["Segoe UI", "Helvetica Neue", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans"];
+
+    private static readonly Lazy<SKTypeface> Usual = new(() => Families.Select(SKFontManager.Default.MatchFamily).FirstOrDefault(face => face is not null) ?? SKTypeface.Default);
+
     private readonly Entry[] _entries;
     private readonly SKFont?[] _fonts; // null: none has the name's letters
     private readonly int _textSize, _margin, _cellWidth, _cellHeight, _columns;
@@ -22,7 +27,7 @@ internal sealed class MaskLegend : IDisposable
         (_entries, _textSize, _margin) = (entries, textSize, textSize / 2);
         _fonts = [.. entries.Select(entry => FontFor(entry.Name))];
         if (entries.Length == 0) return;
-        var nameWidth = entries.Select((entry, i) => _fonts[i] is { } font ? (int)Math.Ceiling(font.MeasureText(entry.Name)) : NumberWidth(entry.Index)).Max();
+        var nameWidth = entries.Select((entry, i) => _fonts[i] is { } font ? (int)Math.Ceiling(TextWidth(font, entry.Name)) : NumberWidth(entry.Index)).Max();
         (_cellWidth, _cellHeight) = (textSize + _margin + nameWidth + 2 * _margin, textSize * 3 / 2);
         _columns = Math.Clamp((width - _margin) / _cellWidth, 1, entries.Length);
         (Width, Height) = (_margin + _columns * _cellWidth, 2 * _margin + (entries.Length + _columns - 1) / _columns * _cellHeight);
@@ -50,7 +55,7 @@ internal sealed class MaskLegend : IDisposable
             paint.Color = new SKColor(32, 32, 32);
             var text = left + _textSize + _margin;
             if (_fonts[i] is { } font)
-                canvas.DrawText(entry.Name, text, top + (_textSize - font.Metrics.Ascent - font.Metrics.Descent) / 2, SKTextAlign.Left, font, paint);
+                canvas.DrawText(entry.Name, text, top + (_textSize - font.Metrics.Ascent - font.Metrics.Descent) / 2, font, paint);
             else
                 DrawNumber(canvas, entry.Index, text, top, paint);
         }
@@ -59,6 +64,14 @@ internal sealed class MaskLegend : IDisposable
     public void Dispose()
     {
         foreach (var font in _fonts) font?.Dispose();
+    }
+
+    // By way of glyphs, as SkiaSharp 2 and 3 both can: an application may bring either.
+    private static float TextWidth(SKFont font, string text)
+    {
+        var glyphs = new ushort[font.CountGlyphs(text)];
+        font.GetGlyphs(text, glyphs);
+        return font.MeasureText(glyphs);
     }
 
     private int Dot => Math.Max(1, _textSize / 7);
@@ -86,7 +99,7 @@ internal sealed class MaskLegend : IDisposable
             font.Dispose();
             return null;
         }
-        if (Font(SKTypeface.Default) is { } direct) return direct;
+        if (Font(Usual.Value) is { } direct) return direct;
         foreach (var rune in name.EnumerateRunes())
         {
             using var fallback = SKFontManager.Default.MatchCharacter(rune.Value);

@@ -51,15 +51,19 @@ internal sealed class MaskPainter
             _ => ((int)drawnHeight, (int)drawnWidth),
         };
         using var bitmap = new SKBitmap(new SKImageInfo(totalWidth, totalHeight, SKColorType.Rgba8888, SKAlphaType.Opaque));
+        var pixels = Pixels(bitmap);
         using (var canvas = new SKCanvas(bitmap))
         {
             canvas.Clear(SKColors.White);
             if (_painting.Legend == LegendPlace.Below) legend.Draw(canvas, 0, (int)drawnHeight);
             if (_painting.Legend == LegendPlace.Right) legend.Draw(canvas, (int)drawnWidth, 0);
         }
-        Blend(image, width, MemoryMarshal.Cast<byte, uint>(bitmap.GetPixelSpan()), totalWidth, (int)drawnHeight, (int)drawnWidth);
-        return MLImage.CreateFromPixels(totalWidth, totalHeight, MLPixelFormat.Rgba32, bitmap.GetPixelSpan());
+        Blend(image, width, pixels, totalWidth, (int)drawnHeight, (int)drawnWidth);
+        return MLImage.CreateFromPixels(totalWidth, totalHeight, MLPixelFormat.Rgba32, MemoryMarshal.AsBytes(pixels));
     }
+
+    // Not by GetPixelSpan, whose type differs between SkiaSharp 2 and 3: an application may bring either.
+    private static unsafe Span<uint> Pixels(SKBitmap bitmap) => new((void*)bitmap.GetPixels(), bitmap.Width * bitmap.Height);
 
     // The classes of the pixels drawn, by the nearest of the mask's pixels, and which of them there are.
     private bool[] Scale(ReadOnlySpan<byte> mask, int maskHeight, int maskWidth, int height, int width)

@@ -65,7 +65,7 @@ public static class MaskPalette
                 {
                     var color = Color.FromArgb(red, green, blue);
                     var place = Oklab(color);
-                    if (place.L is > 0.38 and < 0.92 && place.A * place.A + place.B * place.B > 0.06 * 0.06) candidates.Add((color, place));
+                    if (place.L is > 0.45 and < 0.9 && place.A * place.A + place.B * place.B > 0.06 * 0.06) candidates.Add((color, place));
                 }
         var nearest = new double[candidates.Count];
         Array.Fill(nearest, double.MaxValue);
