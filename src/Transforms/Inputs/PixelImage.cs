@@ -28,28 +28,26 @@ internal sealed class PixelImage
     public long Pixels => (long)Height * Width;
 
     /// <summary>Copies an <see cref="MLImage"/>: red, green, blue; or their brightness when <paramref name="channels"/> is 1. Alpha is left out.</summary>
-    /// <exception cref="ArgumentException">The image has an unknown pixel format, or the channels are not 1 or 3.</exception>
+    /// <exception cref="ArgumentException">The channels are not 1 or 3.</exception>
+    /// <exception cref="NotSupportedException">The image has an unknown pixel format.</exception>
     public static PixelImage From(MLImage image, int channels)
     {
         if (channels is not (1 or 3)) throw new ArgumentException($"An image file gives 1 (gray) or 3 (red, green, blue) channels; {channels} were asked for.");
-        var (red, blue) = image.PixelFormat switch
+        var pixels = ImagePixels.Of(image);
+        var (red, blue) = image.PixelFormat == MLPixelFormat.Bgra32 ? (16, 0) : (0, 16); // their bits
+        var data = new byte[pixels.Length * channels];
+        var to = 0;
+        foreach (var pixel in pixels)
         {
-            MLPixelFormat.Bgra32 => (2, 0),
-            MLPixelFormat.Rgba32 => (0, 2),
-            var other => throw new ArgumentException($"the image's pixel format is {other}; expected Bgra32 or Rgba32."),
-        };
-        var pixels = image.PixelBytes();
-        var data = new byte[pixels.Length / 4 * channels];
-        for (int from = 0, to = 0; from < pixels.Length; from += 4)
-        {
+            var (r, g, b) = ((byte)(pixel >> red), (byte)(pixel >> 8), (byte)(pixel >> blue));
             if (channels == 1)
             {
-                data[to++] = (byte)((299 * pixels[from + red] + 587 * pixels[from + 1] + 114 * pixels[from + blue] + 500) / 1000); // ITU-R BT.601
+                data[to++] = (byte)((299 * r + 587 * g + 114 * b + 500) / 1000); // ITU-R BT.601
                 continue;
             }
-            data[to++] = pixels[from + red];
-            data[to++] = pixels[from + 1];
-            data[to++] = pixels[from + blue];
+            data[to++] = r;
+            data[to++] = g;
+            data[to++] = b;
         }
         return new PixelImage(data, image.Height, image.Width, channels);
     }
