@@ -54,8 +54,8 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         /// <summary>How training images are varied.</summary>
         public ImageAugmentation Augmentation { get; set; } = ImageAugmentation.None;
 
-        /// <summary>Whether scoring averages over each image and its mirror image.</summary>
-        public bool TestTimeFlip { get; set; }
+        /// <summary>Mirror images over which scoring averages, with the image itself: better, and as many times slower.</summary>
+        public ImageFlips TestTimeFlips { get; set; }
 
         /// <summary>What to do with training rows whose image is missing or unreadable.</summary>
         public BadImages BadImages { get; set; } = BadImages.Fail;
@@ -105,7 +105,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         channel.Info($"{spec.Backbone.Name}: {network.parameters().Sum(parameter => parameter.numel()):N0} parameters, {data.TrainingRows.Length:N0} training images, " +
             $"{data.ValidationRows.Length:N0} validation images, {run.Precision} on {run.Device}");
         var augmenter = new ImageAugmenter(_options.Augmentation, imageInput, imageInput.Height, imageInput.Width, run.Precision, run.Device);
-        using var task = new ImageClassificationTask(network, augmenter, data, _options, run.Device);
+        using var task = new ImageClassificationTask(network, augmenter, imageInput, data, _options, run.Device);
         var checkpoint = run.Checkpoint([spec.Backbone.ToJson(), imageInput with { Mean = [], Scale = [] }, classes], hash =>
         {
             foreach (var part in data.Distinct) part.AppendTo(hash);
@@ -113,7 +113,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         return run.Run(task, checkpoint, data.ValidationRows.Length > 0, () => new ImageClassifier(spec), trained =>
         {
             var label = new LabelColumn(new DataViewSchema.DetachedColumn(labelColumn));
-            return new ImageClassificationTransformer(_host, new ImageClassificationModel(spec, imageInput, trained, run.Device, _options.TestTimeFlip), label,
+            return new ImageClassificationTransformer(_host, new ImageClassificationModel(spec, imageInput, trained, run.Device, _options.TestTimeFlips), label,
                 new(_options.FeatureColumnName, _options.ScoreColumnName, _options.PredictedLabelColumnName));
         });
     }

@@ -43,4 +43,24 @@ public static class MLSeqCatalog
     public static ImageClassificationTrainer ImageClassification(this MulticlassClassificationCatalog.MulticlassClassificationTrainers catalog,
         ImageClassificationTrainer.Options options)
         => new(CatalogUtils.GetEnvironment(catalog), options);
+
+    /// <summary>Finds the class of every pixel, with any vision backbone.</summary>
+    /// <param name="catalog">The trainer catalog.</param>
+    /// <param name="labelColumnName">The masks: an MLImage whose gray values are class indices, or a vector of Byte [height, width].</param>
+    /// <param name="featureColumnName">The images: an MLImage, or a vector of Byte or Single, [channels, height, width]. Images and masks of one size; for others, and for more than two classes, use the options.</param>
+    /// <param name="backbone">The backbone, for example <see cref="VisionBackbone.ResNet"/>.</param>
+    /// <exception cref="ArgumentException">The backbone has a value out of range.</exception>
+    public static SemanticSegmentationTrainer SemanticSegmentation(this ImageSegmentationCatalog.ImageSegmentationTrainers catalog,
+        string labelColumnName, string featureColumnName, VisionBackbone backbone)
+        => catalog.SemanticSegmentation(new SemanticSegmentationTrainer.Options { LabelColumnName = labelColumnName, FeatureColumnName = featureColumnName, Backbone = backbone });
+
+    /// <summary>Finds the class of every pixel, with any vision backbone.</summary>
+    /// <param name="catalog">The trainer catalog.</param>
+    /// <param name="options">What to train and how.</param>
+    /// <exception cref="ArgumentException">An option is out of range; all problems are named at once.</exception>
+    public static SemanticSegmentationTrainer SemanticSegmentation(this ImageSegmentationCatalog.ImageSegmentationTrainers catalog, SemanticSegmentationTrainer.Options options)
+    {
+        ArgumentNullException.ThrowIfNull(catalog);
+        return new(catalog.Environment, options);
+    }
 }

@@ -51,11 +51,13 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
         return Mix(images, raw.Labels, masks, ref random);
     }
 
-    /// <summary>A batch as scoring sees it: the middle of each image, or all of it when the network takes any size. The images have one size.</summary>
-    public ImageBatch Plain(RawImages raw, bool whole)
+    /// <summary>A batch as scoring sees it: the middle of each image.</summary>
+    /// <param name="raw">Images of one size.</param>
+    /// <param name="rows">Rows of the middle.</param>
+    /// <param name="columns">Columns of the middle.</param>
+    public ImageBatch Plain(RawImages raw, int rows, int columns)
     {
         using var _ = no_grad();
-        var (rows, columns) = whole ? (raw.Places[0].Height, raw.Places[0].Width) : (height, width);
         var maps = Array.ConvertAll(raw.Places, place => Window(place, (place.Height - rows) / 2, (place.Width - columns) / 2, rows, columns));
         var (pixels, masks) = Sample(raw, maps, rows, columns, exact: true);
         return new ImageBatch(Normalized(pixels).permute(0, 3, 1, 2), raw.Labels, null, 1, masks);

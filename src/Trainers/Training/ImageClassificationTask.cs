@@ -12,17 +12,19 @@ internal sealed class ImageClassificationTask : TrainingTask
     private readonly IImageSource _trainingSource, _validationSource;
     private readonly Tensor? _classWeights;
     private readonly double _labelSmoothing;
-    private readonly int _batchSize;
+    private readonly int _batchSize, _height, _width;
 
     /// <summary>Joins network and data.</summary>
     /// <param name="network">The network.</param>
     /// <param name="augmenter">Makes batches of raw images.</param>
+    /// <param name="input">The size that scoring sees.</param>
     /// <param name="data">Training and validation data, and which of their rows to use.</param>
     /// <param name="options">Batch size, label smoothing, class weights and memory budget.</param>
     /// <param name="device">Where to compute.</param>
-    public ImageClassificationTask(ImageClassifier network, ImageAugmenter augmenter, TrainingSplit<ImageData> data, ImageClassificationTrainer.Options options, Device device)
+    public ImageClassificationTask(ImageClassifier network, ImageAugmenter augmenter, ImageInput input, TrainingSplit<ImageData> data, ImageClassificationTrainer.Options options, Device device)
     {
         (_network, _augmenter, _trainingRows, _labelSmoothing, _batchSize) = (network, augmenter, data.TrainingRows, options.LabelSmoothing, options.BatchSize);
+        (_height, _width) = (input.Height, input.Width);
         ValidationPlan = [.. data.ValidationRows.Chunk(Math.Max(256, options.BatchSize))];
         var fits = device.type == DeviceType.CPU || data.Distinct.Sum(part => part.DeviceBytes) <= options.DeviceDataBudget;
         _trainingSource = ImageSource.Create(data.Training, device, fits);
@@ -57,7 +59,7 @@ internal sealed class ImageClassificationTask : TrainingTask
         public BatchOutcome Next()
         {
             var raw = reader.Next();
-            var batch = validation ? task._augmenter.Plain(raw, whole: false) : task._augmenter.Vary(raw);
+            var batch = validation ? task._augmenter.Plain(raw, task._height, task._width) : task._augmenter.Vary(raw);
             var (logits, labels) = (task._network.call(batch.Images), batch.Labels!);
             // Divided by rows, not by their weights, so that rows count alike however they fall into batches.
             Tensor Loss(Tensor classes) => nn.functional.cross_entropy(logits, classes, task._classWeights, reduction: nn.Reduction.Sum, label_smoothing: validation ? 0 : task._labelSmoothing) / labels.shape[0];

@@ -21,6 +21,20 @@ public enum ImageResize
     Stretch,
 }
 
+/// <summary>Directions in which an image is mirrored.</summary>
+[Flags]
+public enum ImageFlips
+{
+    /// <summary>As it is.</summary>
+    None = 0,
+
+    /// <summary>Left and right exchanged.</summary>
+    Horizontal = 1,
+
+    /// <summary>Top and bottom exchanged.</summary>
+    Vertical = 2,
+}
+
 /// <summary>What an image column holds.</summary>
 internal enum ImageColumnKind
 {

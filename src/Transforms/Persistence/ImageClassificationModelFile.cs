@@ -9,7 +9,7 @@ internal static class ImageClassificationModelFile
 {
     private const int Format = 1;
 
-    private sealed record Description(int Format, JsonObject Backbone, ImageInput Input, int Classes, bool TestTimeFlip, string Feature, string Score, string PredictedLabel);
+    private sealed record Description(int Format, JsonObject Backbone, ImageInput Input, int Classes, ImageFlips TestTimeFlips, string Feature, string Score, string PredictedLabel);
 
     private static VersionInfo Version => ModelEntries.Version("MLSEQIMG", ImageClassificationTransformer.LoaderSignature);
 
@@ -19,7 +19,7 @@ internal static class ImageClassificationModelFile
         ctx.CheckAtModel();
         ctx.SetVersionInfo(Version);
         var (model, columns) = (transformer.Model, transformer.Columns);
-        var description = new Description(Format, JsonNode.Parse(model.Spec.Backbone.ToJson())!.AsObject(), model.Input, model.Spec.Classes, model.TestTimeFlip,
+        var description = new Description(Format, JsonNode.Parse(model.Spec.Backbone.ToJson())!.AsObject(), model.Input, model.Spec.Classes, model.TestTimeFlips,
             columns.Feature, columns.Score, columns.PredictedLabel);
         ModelEntries.Save(host, ctx, description, model.Network, label);
     }
@@ -35,7 +35,7 @@ internal static class ImageClassificationModelFile
         var device = DeviceChoice.Resolve(env, null, text => channel.Warning(text));
         var network = entries.ReadNetwork(() => new ImageClassifier(spec), spec.Backbone.LeastParameters);
         network.MoveTo(device);
-        return new ImageClassificationTransformer(env, new ImageClassificationModel(spec, description.Input, network, device, description.TestTimeFlip), label,
+        return new ImageClassificationTransformer(env, new ImageClassificationModel(spec, description.Input, network, device, description.TestTimeFlips), label,
             new(description.Feature, description.Score, description.PredictedLabel));
     }
 
@@ -45,6 +45,7 @@ internal static class ImageClassificationModelFile
         if (description.Classes is < 2 or > 1 << 20) throw new FormatException($"It has {description.Classes} classes.");
         ModelEntries.CheckNames(description.Feature, description.Score, description.PredictedLabel);
         if (description.Input is null || description.Backbone is null) throw new FormatException("Input or Backbone is missing.");
+        ModelEntries.CheckFlips(description.TestTimeFlips);
         description.Input.Validate();
         if (description.Input.Height == 0) throw new FormatException("The image size is missing.");
         return new ImageClassifierSpec(VisionBackbone.FromJson(description.Backbone.ToJsonString()), description.Input.Channels, description.Classes);

@@ -85,6 +85,12 @@ internal sealed class ModelEntries
             if (string.IsNullOrEmpty(name)) throw new FormatException("A column has no name.");
     }
 
+    /// <summary>Checks a description's mirror images.</summary>
+    public static void CheckFlips(ImageFlips flips)
+    {
+        if ((flips & ~(ImageFlips.Horizontal | ImageFlips.Vertical)) != 0) throw new FormatException($"TestTimeFlips is {flips}.");
+    }
+
     /// <summary>Reads the label's values, of which there must be <paramref name="classes"/>.</summary>
     public LabelColumn ReadLabel(int classes)
     {

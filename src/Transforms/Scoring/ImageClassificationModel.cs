@@ -10,9 +10,9 @@ internal sealed class ImageClassificationModel
     /// <summary>Bound on rows × pixels × channels of a batch.</summary>
     private const long BatchElements = 1 << 23;
 
-    public ImageClassificationModel(ImageClassifierSpec spec, ImageInput input, ImageClassifier network, Device device, bool testTimeFlip)
+    public ImageClassificationModel(ImageClassifierSpec spec, ImageInput input, ImageClassifier network, Device device, ImageFlips testTimeFlips)
     {
-        (Spec, Input, Network, Device, TestTimeFlip) = (spec, input, network, device, testTimeFlip);
+        (Spec, Input, Network, Device, TestTimeFlips) = (spec, input, network, device, testTimeFlips);
         network.eval();
     }
 
@@ -24,8 +24,8 @@ internal sealed class ImageClassificationModel
 
     public Device Device { get; }
 
-    /// <summary>Whether probabilities are averaged over each image and its mirror image.</summary>
-    public bool TestTimeFlip { get; }
+    /// <summary>Mirror images over which probabilities are averaged, with the image itself.</summary>
+    public ImageFlips TestTimeFlips { get; }
 
     /// <summary>Reads rows of a cursor and scores them.</summary>
     public ScoringSession CreateSession(DataViewRow row, DataViewSchema.Column features) => new Session(this, Input.CreateReader(row, features));
@@ -40,8 +40,7 @@ internal sealed class ImageClassificationModel
             using var scope = NewDisposeScope();
             using var _ = inference_mode();
             var batch = Input.Stack(fitted, Device);
-            var scores = Network.call(batch).softmax(1);
-            if (TestTimeFlip) scores = (scores + Network.call(batch.flip(3)).softmax(1)) / 2;
+            var scores = TestTimeFlips.Average(batch, images => Network.call(images).softmax(1), restore: false);
             scores.cpu().data<float>().ToArray().CopyTo(probabilities, from * Spec.Classes);
         }
     }
