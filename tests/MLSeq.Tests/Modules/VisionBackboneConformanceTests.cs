@@ -15,15 +15,19 @@ public sealed class VisionBackboneConformanceTests
     /// <summary>The ready-made backbones that still differ when they are made small.</summary>
     public static TheoryData<string> All() => [.. VisionBackbone.Variants.DistinctBy(Small)];
 
+    /// <summary>Those, with one mixer of each family only.</summary>
+    public static TheoryData<string> Kinds() => [.. VisionBackbone.Variants.DistinctBy(Small).Where(variant => VisionBackbone.Create(variant) is not (PatchBackbone or HierarchicalBackbone)
+                                                                                                               || variant is "patch-transformer" or "patch-mamba2" or "hierarchical-gateddeltanet")];
+
     public static TheoryData<string, ResNetBlock, ResNetStem> ResNets() => new()
     {
         { "basic", ResNetBlock.Basic, ResNetStem.Pooled }, { "bottleneck", ResNetBlock.Bottleneck, ResNetStem.Plain },
     };
 
-    /// <summary>The same architecture, as small as it can be.</summary>
+    /// <summary>The same architecture, small. Widths are multiples of 16: on some processors oneDNN (in libtorch 2.10) does not clear what it fills others up with when the features are not last.</summary>
     private static VisionBackbone Small(string variant) => VisionBackbone.Create(variant) switch
     {
-        StagedVisionBackbone staged => staged with { Depths = [.. staged.Depths.Select(_ => 1)], Widths = [.. staged.Depths.Select((_, stage) => 8 + 4 * stage)] },
+        StagedVisionBackbone staged => staged with { Depths = [.. staged.Depths.Select(_ => 1)], Widths = [.. staged.Depths.Select((_, stage) => 16 + 16 * stage)] },
         PatchBackbone patch => patch with { PatchSize = 4, Backbone = patch.Backbone.WithWidth(16) with { Depth = 2, Dropout = 0.1 } },
         var other => other,
     };
@@ -119,10 +123,9 @@ public sealed class VisionBackboneConformanceTests
     public void Float32_and_bfloat16_agree_with_float64(string variant)
     {
         using var scope = NewDisposeScope();
-        using var _ = no_grad();
         using var stack = Stack(variant);
         var images = Images(2, (33, 47));
-        var exact = stack.call(images);
+        var exact = stack.call(images).Select(map => map.detach()).ToArray();
         foreach (var (type, tolerance) in ((ScalarType, double)[])[(float32, 1e-4), (bfloat16, 1e-1)])
         {
             To(stack, type);
@@ -176,12 +179,12 @@ public sealed class VisionBackboneConformanceTests
         Assert.True(written.call(images).Same(logits));
     }
 
-    [Theory, MemberData(nameof(All)), NoTensorLeaks]
+    [Theory, MemberData(nameof(Kinds)), NoTensorLeaks]
     public void Segments_any_size(string variant)
     {
         using var scope = NewDisposeScope();
         manual_seed(1);
-        using var network = new ImageSegmenter(new ImageSegmenterSpec(Small(variant), Channels, 5, HeadWidth: 8));
+        using var network = new ImageSegmenter(new ImageSegmenterSpec(Small(variant), Channels, 5));
         Shake(network);
         var logits = network.call(Images(2, (33, 47)).to(float32));
         OperatorFailure.Backward((logits * randn_like(logits)).sum());
