@@ -32,7 +32,7 @@ internal sealed class ResidualUpdate : nn.Module<Tensor, Tensor>
         if (scale is not null) update = update * scale;
         if (!training) return update;
         if (_dropout > 0) update = nn.functional.dropout(update, _dropout);
-        return _dropPath > 0 ? update * Kept(update) / (1 - _dropPath) : update;
+        return _dropPath > 0 ? update * (Kept(update) / (1 - _dropPath)) : update;
     }
 
     // 1 for rows that keep their update, 0 for the others: [batch, 1, …].
