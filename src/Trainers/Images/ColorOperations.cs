@@ -30,14 +30,14 @@ internal static class ColorOperations
         return Blend(blurred, images, factor);
     }
 
-    /// <summary>Inverts what is brighter than the threshold.</summary>
+    /// <summary>Inverts what is as bright as the threshold or brighter.</summary>
     public static Tensor Solarize(Tensor images, Tensor threshold) => where(images >= threshold, 1 - images, images);
 
     /// <summary>Keeps the highest bits of eight.</summary>
     public static Tensor Posterize(Tensor images, Tensor bits)
     {
-        var step = pow(2.0, 8 - bits) / 255;
-        return (images / step).floor() * step;
+        var step = pow(2.0, 8 - bits);
+        return (images * 255 + 1e-3).div(step).floor().mul(step) / 255; // a byte's value, out of 255 and back, may come a hair short
     }
 
     /// <summary>Stretches every channel from its darkest to its brightest value.</summary>
@@ -47,7 +47,7 @@ internal static class ColorOperations
         return where(high > low, (images - low) / (high - low).clamp_min(1e-6), images);
     }
 
-    /// <summary>Gives every channel an even histogram, over 256 levels.</summary>
+    /// <summary>Gives every channel an even histogram, over 256 levels; one that has a single level stays as it is.</summary>
     public static Tensor Equalize(Tensor images)
     {
         const int Levels = 256;
@@ -57,7 +57,8 @@ internal static class ColorOperations
         var below = histogram.cumsum(1);
         var first = below.gather(1, level.amin([1L], keepdim: true)); // the darkest level stays 0
         var even = ((below - first) / (height * width - first).clamp_min(1)).clamp(0, 1);
-        return even.gather(1, level).view(batch, channels, height, width).permute(0, 2, 3, 1);
+        Tensor Image(Tensor flat) => flat.view(batch, channels, height, width).permute(0, 2, 3, 1);
+        return where(Image((first < height * width).expand_as(level)), Image(even.gather(1, level)), images);
     }
 
     private static Tensor Gray(Tensor images)

@@ -164,7 +164,7 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
             {
                 RandomOperation.AutoContrast => ColorOperations.AutoContrast(chosen),
                 RandomOperation.Equalize => ColorOperations.Equalize(chosen),
-                RandomOperation.Solarize => ColorOperations.Solarize(chosen, full_like(factor, 1 - strength)),
+                RandomOperation.Solarize => ColorOperations.Solarize(chosen, full_like(factor, 256.0 / 255 * (1 - strength))), // of no strength: above white
                 RandomOperation.Saturate => ColorOperations.Saturate(chosen, factor),
                 RandomOperation.Posterize => ColorOperations.Posterize(chosen, full_like(factor, 8 - Math.Round(4 * strength))),
                 RandomOperation.Contrast => ColorOperations.Contrast(chosen, factor),
@@ -224,7 +224,8 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
         var index = tensor(order, device: device);
         var cut = a.Mixup == 0 || a.CutMix > 0 && random.Chance(0.5);
         var alpha = tensor((float)(cut ? a.CutMix : a.Mixup));
-        double share = distributions.Beta(alpha, alpha).sample().item<float>();
+        using var beta = distributions.Beta(alpha, alpha); // its tensors belong to no scope
+        double share = beta.sample().item<float>();
         if (!cut) return Batch(images * share + images.index_select(0, index) * (1 - share), labels.index_select(0, index), share);
         // A box of area 1 − share about a random place, cut at the border.
         double rows = height * Math.Sqrt(1 - share), columns = width * Math.Sqrt(1 - share), y = random.Uniform(0, height), x = random.Uniform(0, width);

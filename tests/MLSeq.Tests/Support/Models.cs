@@ -58,7 +58,17 @@ internal static class Models
     /// <summary>Frees a model's network, which otherwise lives until the collector finds the model.</summary>
     public static void Release(params ITransformer[] models)
     {
-        foreach (var model in models) Classifier(model).Model.Network.Dispose();
+        foreach (var part in models.SelectMany(model => model as IEnumerable<ITransformer> ?? [model]))
+        {
+            var network = part switch
+            {
+                SequenceClassificationTransformer sequences => sequences.Model.Network,
+                ImageClassificationTransformer images => images.Model.Network,
+                SemanticSegmentationTransformer masks => (TorchSharp.torch.nn.Module)masks.Model.Network,
+                _ => null,
+            };
+            network?.Dispose();
+        }
     }
 
     public static List<string> Warnings(MLContext ml)

@@ -17,19 +17,6 @@ public sealed class TrainingLoopTests
         return cat([.. model.Model.Network.parameters().Select(parameter => parameter.detach().flatten())]).data<float>().ToArray();
     }
 
-    private sealed class Recorder(Action<TrainingProgress>? then = null) : IProgress<TrainingProgress>
-    {
-        public List<TrainingProgress> Reports { get; } = [];
-
-        public IEnumerable<TrainingProgress> Epochs => Reports.Where(report => report.IsEpochEnd);
-
-        public void Report(TrainingProgress value)
-        {
-            Reports.Add(value);
-            then?.Invoke(value);
-        }
-    }
-
     [Fact, NoTensorLeaks]
     public void Flat_AdamW_equals_libtorch_s()
     {
