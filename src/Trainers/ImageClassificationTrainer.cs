@@ -74,7 +74,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
             foreach (var problem in Augmentation?.Problems(masks: false) ?? ["Augmentation is null; expected one, for example ImageAugmentation.None."]) yield return problem;
             foreach (var problem in SizeProblems(nameof(ImageHeight), ImageHeight, nameof(ImageWidth), ImageWidth)) yield return problem;
             if (Augmentation?.QuarterTurns == true && ImageHeight != ImageWidth) yield return $"Augmentation.QuarterTurns needs square images; the size is {ImageHeight} × {ImageWidth}.";
-            if (CropFraction is not (> 0 and <= 1)) yield return $"CropFraction is {CropFraction}; expected above 0, at most 1.";
+            if (CropFraction is not (>= ImageInput.LeastCropFraction and <= 1)) yield return $"CropFraction is {CropFraction}; expected {ImageInput.LeastCropFraction} to 1.";
             if (Channels is not (1 or 3)) yield return $"Channels is {Channels}; expected 3 (red, green, blue) or 1 (gray).";
             if (ImageFolder is null) yield return "ImageFolder is null; expected a folder, or an empty string.";
             if (HostDataBudget < 0) yield return $"HostDataBudget is {HostDataBudget}; expected 0 or more bytes.";
@@ -140,6 +140,8 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         if (input.Kind == ImageColumnKind.Singles && _options.Augmentation.RandAugmentLayers > 0)
             throw _host.Except("Augmentation.RandAugmentLayers needs images of bytes, 0 to 255; the column holds Singles. Set it to 0, or convert the column to Byte.");
         if (input.Height == 0 && input.ColumnHeight > 0) input = input with { Height = input.ColumnHeight, Width = input.ColumnWidth };
+        if (input.Height == 0 && input.CropFraction < 1)
+            throw _host.Except($"CropFraction is {input.CropFraction}, but there is no size that images are fitted to. Set ImageHeight and ImageWidth, or leave CropFraction at 1.");
         var reading = new ImageData.Reading(_options.FeatureColumnName, label.Name, ReadKeys, NeedsImage: false, _options.BadImages, _options.HostDataBudget);
         var training = ImageData.Read(view, input, reading, _host.CheckAlive);
         ImageColumns.WarnOfBad(channel, training, "training");

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 using Microsoft.ML.Runtime;
@@ -192,7 +193,9 @@ public sealed class SemanticSegmentationTrainer : IEstimator<SemanticSegmentatio
         var input = ImageInput.For(view.Schema[_options.FeatureColumnName], _options.Channels);
         if (input.Kind == ImageColumnKind.Singles && _options.Augmentation.RandAugmentLayers > 0)
             throw _host.Except("Augmentation.RandAugmentLayers needs images of bytes, 0 to 255; the column holds Singles. Set it to 0, or convert the column to Byte.");
-        var reading = new ImageData.Reading(_options.FeatureColumnName, _options.LabelColumnName, ReadMasks, NeedsImage: true, _options.BadImages, long.MaxValue);
+        var readers = new ConcurrentBag<MaskReader>();
+        var reading = new ImageData.Reading(_options.FeatureColumnName, _options.LabelColumnName, (row, column) => ReadMasks(row, column, readers), NeedsImage: true, _options.BadImages, long.MaxValue,
+            DependsOnOrder: () => readers.Any(reader => reader.WhiteIsClass) && readers.Any(reader => reader.WhiteIsIgnored));
         var training = ImageData.Read(view, input, reading, _host.CheckAlive);
         ImageColumns.WarnOfBad(channel, training, "training");
         if (training.Count == 0) throw _host.Except($"There are no training images{(training.Bad.Count > 0 ? " that can be used" : "")}.");
@@ -202,9 +205,10 @@ public sealed class SemanticSegmentationTrainer : IEstimator<SemanticSegmentatio
         return (fitted, data);
     }
 
-    private ImageData.LabelReader ReadMasks(DataViewRow row, DataViewSchema.Column column)
+    private ImageData.LabelReader ReadMasks(DataViewRow row, DataViewSchema.Column column, ConcurrentBag<MaskReader> readers)
     {
         var reader = new MaskReader(row, column, _options.Classes, _options.IgnoreIndex);
+        readers.Add(reader);
         return image =>
         {
             reader.Read();

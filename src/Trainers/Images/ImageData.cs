@@ -71,15 +71,17 @@ internal sealed class ImageData(IReadOnlyList<ImageRow> rows, ImageInput input, 
     /// <param name="NeedsImage">Whether the label reader wants the image.</param>
     /// <param name="Bad">What to do with rows that cannot be used.</param>
     /// <param name="MemoryBudget">Bytes of images that may be kept in host memory; more is decoded anew from files when needed.</param>
-    public sealed record Reading(string FeatureColumn, string LabelColumn, Func<DataViewRow, DataViewSchema.Column, LabelReader> CreateLabelReader, bool NeedsImage, BadImages Bad, long MemoryBudget);
+    /// <param name="DependsOnOrder">Asked after reading: whether what the label readers made of their rows depends on rows that another of them has read. They are then read anew in one go.</param>
+    public sealed record Reading(string FeatureColumn, string LabelColumn, Func<DataViewRow, DataViewSchema.Column, LabelReader> CreateLabelReader, bool NeedsImage, BadImages Bad, long MemoryBudget,
+        Func<bool>? DependsOnOrder = null);
 
     /// <summary>Reads a view, decoding on all cores.</summary>
     /// <exception cref="ArgumentException">A row cannot be used; the message names it.</exception>
     public static ImageData Read(IDataView view, ImageInput input, Reading reading, Action checkAlive)
     {
         var (feature, label) = (view.Schema[reading.FeatureColumn], view.Schema[reading.LabelColumn]);
-        // Several cursors share a view's rows where its transforms allow that: ML.NET then decodes on as many threads.
-        var cursors = view.GetRowCursorSet([feature, label], Environment.ProcessorCount);
+        // Several cursors share a view's rows where its transforms allow that: ML.NET then decodes on as many threads. Files are decoded later.
+        var cursors = input.Kind == ImageColumnKind.File && !reading.NeedsImage ? [] : view.GetRowCursorSet([feature, label], Environment.ProcessorCount);
         try
         {
             if (cursors.Length > 1)
@@ -88,12 +90,12 @@ internal sealed class ImageData(IReadOnlyList<ImageRow> rows, ImageInput input, 
                 try
                 {
                     Parallel.ForEach(cursors, cursor => parts.Add(ReadPart(cursor, feature, label, input, reading, () => { })));
-                    return Finish([.. parts], input, reading, checkAlive);
+                    if (parts.All(part => part.Bad.Count == 0) && reading.DependsOnOrder?.Invoke() != true) return Finish([.. parts], input, reading, checkAlive);
                 }
-                catch (AggregateException e) when (e.InnerExceptions.All(inner => inner is ArgumentException))
+                catch (AggregateException)
                 {
-                    // Which row of the whole that was, only a cursor over all of them can tell.
                 }
+                // Which row of the whole is at fault, only a cursor over all of them can tell.
             }
         }
         finally
@@ -139,26 +141,27 @@ internal sealed class ImageData(IReadOnlyList<ImageRow> rows, ImageInput input, 
     private static ImageData Finish(Part[] parts, ImageInput input, Reading reading, Action checkAlive)
     {
         var read = parts.SelectMany(part => part.Rows).OrderBy(row => row.Batch).ThenBy(row => row.Order).ToArray();
-        var (rows, bad) = (new ImageRow?[read.Length], new ConcurrentBag<(int Row, string Message)>());
+        var bad = new ConcurrentBag<(int Row, string Message)>();
         // Files: of one size once fitted, so that the first tells what all need.
         var deferred = input.Kind == ImageColumnKind.File && input.Height > 0
             && (long)(input.Height / input.CropFraction * input.Width / input.CropFraction) * input.Channels * read.Length > reading.MemoryBudget;
-        void Prepare(int i)
+        ImageRow? Prepare(int i)
         {
             if (i % 64 == 0) checkAlive();
             try
             {
                 var (_, _, file, image, label, mask) = read[i];
                 image ??= input.WithMargin(file!());
-                rows[i] = new ImageRow(deferred ? Decoded(file!, input) : Kept(image), image.Height, image.Width, label, mask);
+                return new ImageRow(deferred ? Decoded(file!, input) : Kept(image), image.Height, image.Width, label, mask);
             }
             catch (ArgumentException e) when (reading.Bad == BadImages.Skip)
             {
                 bad.Add((i, e.Message));
+                return null;
             }
         }
-        if (read.Any(row => row.Image is null)) ParallelInOrder(read.Length, Prepare);
-        else for (var i = 0; i < read.Length; i++) Prepare(i);
+        int[] places = [.. Enumerable.Range(0, read.Length)];
+        var rows = read.Any(row => row.Image is null) ? ManyCores.Select(places, Prepare) : [.. places.Select(Prepare)];
         return new ImageData([.. rows.OfType<ImageRow>()], input, parts.Sum(part => part.Missing), [.. parts.SelectMany(part => part.Bad), .. bad.OrderBy(entry => entry.Row).Select(entry => entry.Message)])
         {
             IsDeferred = deferred,
@@ -169,19 +172,6 @@ internal sealed class ImageData(IReadOnlyList<ImageRow> rows, ImageInput input, 
     private static Func<PixelImage> Kept(PixelImage image) => () => image;
 
     private static Func<PixelImage> Decoded(Func<PixelImage> file, ImageInput input) => () => input.WithMargin(file());
-
-    // The exception is that of the first row that has one, as without threads.
-    private static void ParallelInOrder(int count, Action<int> action)
-    {
-        try
-        {
-            Parallel.For(0, count, action);
-        }
-        catch (AggregateException e)
-        {
-            throw e.InnerExceptions.OrderBy(inner => inner.Message, StringComparer.Ordinal).First();
-        }
-    }
 
     private static PixelImage Checked(PixelImage image, long row, string column)
     {

@@ -117,7 +117,8 @@ internal sealed class StreamedImages(ImageData data, Device device) : IImageSour
 
     private sealed class Reader : IImageReader
     {
-        private readonly BlockingCollection<Task<RawImages>> _ready = new(BatchesAhead); // in the plan's order, several in the making
+        private readonly BlockingCollection<Task<RawImages>> _ready = []; // in the plan's order, several in the making
+        private readonly SemaphoreSlim _room = new(BatchesAhead);
         private readonly CancellationTokenSource _stop = new();
         private readonly Task _producer;
         private readonly Device _device;
@@ -129,7 +130,11 @@ internal sealed class StreamedImages(ImageData data, Device device) : IImageSour
             {
                 try
                 {
-                    foreach (var rows in plan.ToArray()) _ready.Add(Task.Run(() => Assemble(data, rows, device.type == DeviceType.CUDA)), _stop.Token);
+                    foreach (var rows in plan.ToArray())
+                    {
+                        _room.Wait(_stop.Token); // before the batch is begun: what was begun is in the queue, where Dispose finds it
+                        _ready.Add(Task.Run(() => Assemble(data, rows, device.type == DeviceType.CUDA)));
+                    }
                 }
                 catch (OperationCanceledException)
                 {
@@ -145,6 +150,7 @@ internal sealed class StreamedImages(ImageData data, Device device) : IImageSour
         public RawImages Next()
         {
             var batch = _ready.Take().GetAwaiter().GetResult();
+            _room.Release();
             return batch with { Pixels = Send(batch.Pixels), Masks = batch.Masks is { } masks ? Send(masks) : null, Labels = batch.Labels is { } labels ? Send(labels) : null };
         }
 
@@ -164,6 +170,7 @@ internal sealed class StreamedImages(ImageData data, Device device) : IImageSour
                 }
             }
             _ready.Dispose();
+            _room.Dispose();
             _stop.Dispose();
         }
 
@@ -176,16 +183,7 @@ internal sealed class StreamedImages(ImageData data, Device device) : IImageSour
         private static RawImages Assemble(ImageData data, int[] rows, bool pin)
         {
             using var scope = NewDisposeScope();
-            var images = new PixelImage[rows.Length];
-            try
-            {
-                if (data.IsDeferred) Parallel.For(0, rows.Length, i => images[i] = data[rows[i]].Load());
-                else for (var i = 0; i < rows.Length; i++) images[i] = data[rows[i]].Load();
-            }
-            catch (AggregateException e)
-            {
-                throw e.InnerExceptions[0];
-            }
+            PixelImage[] images = data.IsDeferred ? ManyCores.Select(rows, row => data[row].Load()) : [.. rows.Select(row => data[row].Load())];
             var places = new ImagePlace[rows.Length];
             long total = 0;
             for (var i = 0; i < rows.Length; i++)

@@ -54,6 +54,9 @@ internal enum ImageColumnKind
 /// <summary>How a column becomes images for a network, in training and in scoring alike. Part of the saved model.</summary>
 internal sealed record ImageInput
 {
+    /// <summary>Smallest <see cref="CropFraction"/>: images are enlarged by its inverse.</summary>
+    public const double LeastCropFraction = 0.05;
+
     private const int LargestSide = 1 << 15, MostChannels = 1 << 12;
 
     public required ImageColumnKind Kind { get; init; }
@@ -148,7 +151,7 @@ internal sealed record ImageInput
         if (Channels is < 1 or > MostChannels || Kind is ImageColumnKind.Image or ImageColumnKind.File && Channels is not (1 or 3))
             throw new ArgumentException($"There are {Channels} channels; expected 1 to {MostChannels}, or 1 or 3 of an image.");
         if (Kind is ImageColumnKind.Bytes or ImageColumnKind.Singles && (ColumnHeight == 0 || (long)Channels * ColumnHeight * ColumnWidth > int.MaxValue)) throw new ArgumentException("A vector column needs a size.");
-        if (CropFraction is not (> 0 and <= 1)) throw new ArgumentException($"CropFraction is {CropFraction}; expected above 0, at most 1.");
+        if (CropFraction is not (>= LeastCropFraction and <= 1)) throw new ArgumentException($"CropFraction is {CropFraction}; expected {LeastCropFraction} to 1.");
         if (Mean?.Length != Channels || Scale?.Length != Channels) throw new ArgumentException("Mean and Scale need one number per channel.");
         if (Folder is null) throw new ArgumentException("Folder is null.");
     }
@@ -245,7 +248,7 @@ internal sealed record ImageInput
         if (!File.Exists(full)) throw new ArgumentException($"there is no file '{full}'.");
         try
         {
-            using var image = MLImage.CreateFromFile(full);
+            using var image = ImagePixels.Decode(full);
             return PixelImage.From(image, Channels);
         }
         catch (Exception e) when (e is not (OutOfMemoryException or ArgumentException { ParamName: null }))

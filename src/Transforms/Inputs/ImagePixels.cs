@@ -22,6 +22,23 @@ internal static class ImagePixels
         return MemoryMarshal.Cast<byte, uint>(new ReadOnlySpan<byte>((void*)bitmap.GetPixels(), bitmap.ByteCount))[..(bitmap.Height * bitmap.Width)];
     }
 
+    /// <summary>Decodes a file.</summary>
+    /// <remarks>As <see cref="MLImage.CreateFromFile"/> does, which however takes a file that ends early for an image whose rest is black.</remarks>
+    /// <exception cref="ArgumentException">The file is no image, or damaged.</exception>
+    public static MLImage Decode(string path)
+    {
+        using var codec = SKCodec.Create(path, out var result) ?? throw new ArgumentException($"{result}.", nameof(path));
+        var alpha = codec.Info.AlphaType == SKAlphaType.Opaque ? SKAlphaType.Opaque : SKAlphaType.Premul;
+        var info = new SKImageInfo(codec.Info.Width, codec.Info.Height, SKColorType.Bgra8888, alpha);
+        var pixels = new byte[info.BytesSize];
+        unsafe
+        {
+            fixed (byte* data = pixels) result = codec.GetPixels(info, (nint)data);
+        }
+        if (result != SKCodecResult.Success) throw new ArgumentException(result == SKCodecResult.IncompleteInput ? "it ends early." : $"{result}.", nameof(path));
+        return MLImage.CreateFromPixels(info.Width, info.Height, MLPixelFormat.Bgra32, pixels);
+    }
+
     [UnsafeAccessor(UnsafeAccessorKind.Field, Name = "_image")]
     private static extern ref SKBitmap Bitmap(MLImage image);
 }

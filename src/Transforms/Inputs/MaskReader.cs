@@ -65,6 +65,12 @@ internal sealed class MaskReader
     /// <summary>The mask read last, [height, width]: class indices, and the ignore index where a pixel is to be left out. Overwritten by the next <see cref="Read"/>.</summary>
     public ReadOnlySpan<byte> Pixels => _pixels.AsSpan(0, Count);
 
+    /// <summary>Whether an image of 0 and 255 was read as classes 0 and 1.</summary>
+    public bool WhiteIsClass => _whiteIsClass is not null;
+
+    /// <summary>Whether a row has shown that 255 stands for pixels to leave out.</summary>
+    public bool WhiteIsIgnored => _whiteIsIgnored is not null;
+
     /// <summary>The size of the mask read last, for messages.</summary>
     public string Size => Height > 0 ? $"{Height} x {Width} pixels (height x width)" : $"{Count} pixels";
 

@@ -36,7 +36,7 @@ internal sealed class ImageClassificationModel
         var batchRows = (int)Math.Clamp(BatchElements / ((long)Input.Height * Input.Width * Input.Channels), 1, 256);
         for (var from = 0; from < images.Count; from += batchRows)
         {
-            var fitted = images.Skip(from).Take(batchRows).AsParallel().AsOrdered().Select(load => Input.Fitted(load())).ToList();
+            var fitted = ManyCores.Select([.. images.Skip(from).Take(batchRows)], load => Input.Fitted(load()));
             using var scope = NewDisposeScope();
             using var _ = inference_mode();
             var batch = Input.Stack(fitted, Device);

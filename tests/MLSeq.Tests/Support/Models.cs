@@ -55,10 +55,13 @@ internal static class Models
     public static SequenceClassificationTransformer Classifier(ITransformer model)
         => model as SequenceClassificationTransformer ?? ((IEnumerable<ITransformer>)model).OfType<SequenceClassificationTransformer>().Single();
 
+    /// <summary>A chain's transformers, those of chains in it included.</summary>
+    public static IEnumerable<ITransformer> Parts(ITransformer model) => model is IEnumerable<ITransformer> chain ? chain.SelectMany(Parts) : [model];
+
     /// <summary>Frees a model's network, which otherwise lives until the collector finds the model.</summary>
     public static void Release(params ITransformer[] models)
     {
-        foreach (var part in models.SelectMany(model => model as IEnumerable<ITransformer> ?? [model]))
+        foreach (var part in models.SelectMany(Parts))
         {
             var network = part switch
             {

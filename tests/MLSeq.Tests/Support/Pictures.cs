@@ -123,7 +123,7 @@ internal static class Pictures
             .Append(ml.MulticlassClassification.Trainers.ImageClassification(options))
             .Append(ml.Transforms.Conversion.MapKeyToValue("Predicted", "PredictedLabel"));
 
-    public static ImageClassificationTransformer Classifier(ITransformer model) => ((IEnumerable<ITransformer>)model).OfType<ImageClassificationTransformer>().Single();
+    public static ImageClassificationTransformer Classifier(ITransformer model) => Models.Parts(model).OfType<ImageClassificationTransformer>().Single();
 
     // ---- Masks.
 
