@@ -89,6 +89,14 @@ internal sealed class SegmentationTask : TrainingTask
         return entropy + _options.DiceWeight * (1 - dice).mean();
     }
 
+    /// <summary>The confusion matrix [truth · classes + prediction] of the pixels that count, in whole numbers: a batch may have more pixels than Singles can count.</summary>
+    internal static Tensor Confusion(Tensor counts, Tensor truth, Tensor prediction, int classes)
+    {
+        using var _ = no_grad();
+        var cells = where(counts, truth.to(int64) * classes + prediction, classes * classes).flatten(); // what is ignored is counted beyond it
+        return zeros(classes * classes + 1, int64, cells.device).scatter_add_(0, cells, ones_like(cells)).narrow(0, 0, classes * classes);
+    }
+
     private sealed class Runner(SegmentationTask task, IImageReader reader, ReadOnlyMemory<int[]> plan, bool validation) : IBatchRunner
     {
         private int _next;
@@ -109,11 +117,7 @@ internal sealed class SegmentationTask : TrainingTask
             var (logits, masks, classes) = (task._network.call(batch.Images), batch.Masks!, task._options.Classes);
             var counts = task._options.IgnoreIndex is { } ignored ? masks.ne(ignored) : ones_like(masks, dtype: @bool);
             var loss = task.Loss(logits, masks, counts, validation ? 0 : task._options.LabelSmoothing);
-            using var _ = no_grad();
-            // The confusion matrix, by counting truth · classes + prediction; what is ignored is counted beyond it.
-            var cells = where(counts, masks * classes + logits.argmax(1), classes * classes).flatten();
-            var confusion = zeros(classes * classes + 1, float32, cells.device).scatter_add_(0, cells, ones_like(cells, dtype: float32));
-            return new BatchOutcome(loss, masks.shape[0], confusion.narrow(0, 0, classes * classes));
+            return new BatchOutcome(loss, masks.shape[0], Confusion(counts, masks, logits.argmax(1), classes));
         }
 
         public void Dispose() => reader.Dispose();

@@ -101,7 +101,14 @@ internal sealed class MaskReader
         MLImage? image = null; // the cursor's: handed back with every call, never disposed here
         return () =>
         {
-            getter(ref image);
+            try
+            {
+                getter(ref image);
+            }
+            catch (Exception e) when (e is not (OutOfMemoryException or OperationCanceledException))
+            {
+                throw Error($"cannot be read: {e.Message}", e); // a missing file, for instance
+            }
             if (image is null) throw Missing();
             (Height, Width) = (image.Height, image.Width);
             Resize(Height * Width);
@@ -174,5 +181,5 @@ internal sealed class MaskReader
 
     private ArgumentException Missing() => Error("has no mask; expected one in every row. Leave such rows out first, for example with ml.Data.FilterByCustomPredicate.");
 
-    private ArgumentException Error(string reason) => new($"Row {_row.Position} of column '{_column}' {reason}");
+    private ArgumentException Error(string reason, Exception? inner = null) => new($"Row {_row.Position} of column '{_column}' {reason}", inner);
 }

@@ -44,6 +44,7 @@ internal static class SegmentationModelFile
         ModelEntries.CheckNames(description.Feature, description.PredictedMask, description.Score ?? "none");
         if (description.Input is null || description.Backbone is null || description.Scoring is null) throw new FormatException("Input, Backbone or Scoring is missing.");
         description.Input.Validate();
+        if (description.Input.Kind == ImageColumnKind.File) throw new FormatException("A segmenter reads no files.");
         ModelEntries.CheckFlips(description.Scoring.TestTimeFlips);
         if (string.Join(" ", description.Scoring.Problems()) is { Length: > 0 } problems) throw new FormatException(problems);
         if (description.Score is not null && description.Scoring.Height == 0) throw new FormatException("Scores need a size.");

@@ -133,15 +133,18 @@ internal sealed class SegmentationModel
 
         public override Delegate CreateGetter(int output, Func<int> row)
         {
-            if (output == 1) return (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) => Copy(_segmented[row()].Scores!, ref value));
-            if (!model.Scoring.AsImage) return (ValueGetter<VBuffer<byte>>)((ref VBuffer<byte> value) => Copy(_segmented[row()].Mask, ref value));
+            if (output == 1) return (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) => Copy(At(row()).Scores!, ref value));
+            if (!model.Scoring.AsImage) return (ValueGetter<VBuffer<byte>>)((ref VBuffer<byte> value) => Copy(At(row()).Mask, ref value));
             return (ValueGetter<MLImage>)((ref MLImage value) =>
             {
-                var segmented = _segmented[row()];
+                var segmented = At(row());
                 value?.Dispose(); // as ML.NET's own image getters do with the image handed back to them
                 value = MaskColumn.ToGrayImage(segmented.Mask, segmented.Height, segmented.Width);
             });
         }
+
+        // A method of its own: asking for the row may score it, which makes a new array.
+        private Segmented At(int row) => _segmented[row];
 
         private static void Copy<T>(T[] from, ref VBuffer<T> value)
         {

@@ -126,6 +126,26 @@ public sealed class ImageClassificationTests
         Assert.Equal(Bits(Score(ml, files, train)), Bits(Score(ml, images, train)));
     }
 
+    [Theory]
+    [InlineData(1, false)]
+    [InlineData(2, true)]
+    [InlineData(8, false)]
+    [InlineData(8, true)]
+    public void Files_of_every_depth_are_decoded_as_ML_NET_decodes_them(int bits, bool palette)
+    {
+        using var folder = new TemporaryFolder();
+        var random = new Random(1);
+        byte[] Random(int count, int limit) => [.. Enumerable.Range(0, count).Select(_ => (byte)random.Next(limit))];
+        Masks.WritePng(folder.File("a.png"), 5, 7, bits, Random(35, 1 << bits), palette ? Random(3 << bits, 256) : null);
+        using (var clear = MLImage.CreateFromPixels(7, 5, MLPixelFormat.Bgra32, [.. Enumerable.Range(0, 35).SelectMany(i => (byte[])[(byte)i, (byte)(2 * i), (byte)(3 * i), (byte)(105 + i)])])) clear.Save(folder.File("b.png"));
+        foreach (var name in (string[])["a.png", "b.png"])
+        {
+            using var expected = MLImage.CreateFromFile(folder.File(name));
+            using var got = ImagePixels.Decode(folder.File(name));
+            Assert.Equal(PixelImage.From(expected, 3).Data, PixelImage.From(got, 3).Data);
+        }
+    }
+
     [Fact]
     public void Scoring_sees_what_validation_sees()
     {
