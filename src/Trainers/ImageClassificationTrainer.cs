@@ -42,7 +42,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         /// <summary>How images of another size are fitted, in training and in scoring.</summary>
         public ImageResize Resize { get; set; } = ImageResize.Crop;
 
-        /// <summary>Share of each side of the fitted image that scoring sees, about its centre; training draws from all of it. 0.875 (224 of 256 pixels) is usual for photographs.</summary>
+        /// <summary>Share of each side of the fitted image that scoring sees, about its centre; training draws from all of it. 0.875 (224 of 256 pixels) is usual for photographs. Below 1 it needs a vector column or a size, <see cref="ImageHeight"/>.</summary>
         public double CropFraction { get; set; } = 1;
 
         /// <summary>Channels made of an MLImage or a file: 3 (red, green, blue) or 1 (gray). A vector's dimensions tell its own.</summary>
@@ -60,7 +60,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         /// <summary>What to do with training rows whose image is missing or unreadable.</summary>
         public BadImages BadImages { get; set; } = BadImages.Fail;
 
-        /// <summary>Bytes of fitted images that may be kept in host memory. More files than that are decoded anew in every epoch, ahead of need and on all cores; other columns are always kept.</summary>
+        /// <summary>Bytes of fitted images that may be kept in host memory. More files than that, when they are fitted to <see cref="ImageHeight"/>, are decoded anew in every epoch, ahead of need and on all cores; all else is always kept.</summary>
         public long HostDataBudget { get; set; } = 8L << 30;
 
         /// <summary>A fitted model to go on from: it gives the weights, and must have the same backbone. Classes, channels and sizes may differ.</summary>

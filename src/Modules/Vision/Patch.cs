@@ -85,6 +85,8 @@ public sealed record PatchBackbone : VisionBackbone
 
     internal override long LeastParameters => (long)Backbone.Depth * Backbone.Width * Backbone.Width;
 
+    internal override int LeastFeatures => Backbone.Width;
+
     internal override VisionStack CreateStack(int channels) => new PatchStack(this, channels);
 
     internal override IEnumerable<string> Problems()

@@ -60,6 +60,9 @@ public abstract partial record VisionBackbone
     /// <summary>A lower bound on the numbers in the module: a saved description of a network larger than its weights must not make us allocate it.</summary>
     internal abstract long LeastParameters { get; }
 
+    /// <summary>Features of the last map, or fewer.</summary>
+    internal abstract int LeastFeatures { get; }
+
     /// <summary>The module, for images of <paramref name="channels"/> channels.</summary>
     /// <exception cref="ArgumentException">A value is out of range.</exception>
     internal abstract VisionStack CreateStack(int channels);
@@ -78,6 +81,8 @@ public abstract record StagedVisionBackbone : VisionBackbone
 
     // Every block of every kind has more than a square matrix of its width, be it behind a bottleneck.
     internal override long LeastParameters => Depths.Zip(Widths, (depth, width) => (long)depth * width * width).Sum();
+
+    internal override int LeastFeatures => Widths[^1];
 
     internal override IEnumerable<string> Problems()
     {

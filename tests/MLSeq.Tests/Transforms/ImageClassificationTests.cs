@@ -194,14 +194,34 @@ public sealed class ImageClassificationTests
         Assert.Contains("RandAugmentLayers", Message(() => Pictures.Pipeline(ml, With(options => options.Augmentation = ImageAugmentation.Strong)).Fit(Pictures.Singles(ml))));
     }
 
-    [Fact]
-    public void Bfloat16_trains_on_the_CPU()
+    [Theory]
+    [InlineData(1)]
+    [InlineData(3)]
+    public void Bfloat16_trains_on_the_CPU(int channels)
     {
         var ml = Models.Context();
-        var model = Pictures.Pipeline(ml, With(options => options.Precision = Precision.BFloat16)).Fit(Pictures.Bytes(ml));
-        var accuracy = Accuracy(ml, model, Pictures.Bytes(ml, rows: 60, seed: 2));
+        var model = Pictures.Pipeline(ml, With(options => options.Precision = Precision.BFloat16)).Fit(Pictures.Bytes(ml, channels: channels));
+        var accuracy = Accuracy(ml, model, Pictures.Bytes(ml, rows: 60, channels: channels, seed: 2));
         Assert.True(accuracy > 0.9, $"{accuracy}");
         Assert.All(Pictures.Classifier(model).Model.Network.State(), entry => Assert.Equal(float32, entry.Value.dtype));
+    }
+
+    [Theory]
+    [InlineData(1, 8)]
+    [InlineData(1, 24)]
+    [InlineData(3, 8)]
+    public void An_image_is_convolved_in_bfloat16_on_the_CPU_as_in_float32(int channels, int features)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        using var convolution = new NormedConvolution(channels, features, 3, stride: 2);
+        var images = randn(4, 9, 11, channels).permute(0, 3, 1, 2);
+        var expected = convolution.call(images);
+        convolution.to(bfloat16);
+        foreach (var (_, module) in convolution.named_modules()) if (module is IKeepsFloat32) module.to(float32);
+        var got = convolution.call(images.to(bfloat16));
+        Assert.Equal(bfloat16, got.dtype);
+        Assert.True((got.to(float32) - expected).abs().max().item<float>() < 0.1, $"{(got.to(float32) - expected).abs().max().item<float>()}");
     }
 
     // ---- Scoring.
@@ -365,6 +385,28 @@ public sealed class ImageClassificationTests
         ml.Model.Save(model, view.Schema, folder.File("m.zip"));
         Models.Release(model);
         ModelFiles.AssertRefused(folder.File("m.zip"), entry, damage);
+    }
+
+    private sealed class KeyRow
+    {
+        public uint Label { get; set; }
+
+        public byte[] Features { get; set; } = [];
+    }
+
+    [Fact]
+    public void Many_classes_need_weights_before_anything_is_made_for_them()
+    {
+        using var folder = new TemporaryFolder();
+        var ml = Models.Context();
+        var schema = Pictures.Schema<KeyRow>("Features", 3, Pictures.Side, Pictures.Side);
+        schema["Label"].ColumnType = new KeyDataViewType(typeof(uint), 40_000);
+        var view = ml.Data.LoadFromEnumerable(Pictures.Rows(8).Select((row, i) => new KeyRow { Label = 1 + (uint)i % 2, Features = row.Features }).ToList(), schema);
+        var model = ml.MulticlassClassification.Trainers.ImageClassification(Pictures.Options(1)).Fit(view);
+        ml.Model.Save(model, view.Schema, folder.File("m.zip"));
+        new MLContext().Model.Load(folder.File("m.zip"), out _);
+        ModelFiles.Damage(folder.File("m.zip"), "Weights.safetensors", bytes => bytes[..(bytes.Length * 2 / 3)], renewChecksum: true);
+        Assert.Contains("a network as described needs at least", ModelFiles.Refusal(folder.File("m.zip")));
     }
 
     // ---- Training.
