@@ -135,7 +135,11 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
     {
         var input = ImageInput.For(view.Schema[_options.FeatureColumnName], _options.Channels) with
         {
-            Height = _options.ImageHeight, Width = _options.ImageWidth, Resize = _options.Resize, CropFraction = _options.CropFraction, Folder = _options.ImageFolder,
+            Height = _options.ImageHeight,
+            Width = _options.ImageWidth,
+            Resize = _options.Resize,
+            CropFraction = _options.CropFraction,
+            Folder = _options.ImageFolder,
         };
         if (input.Kind == ImageColumnKind.Singles && _options.Augmentation.RandAugmentLayers > 0)
             throw _host.Except("Augmentation.RandAugmentLayers needs images of bytes, 0 to 255; the column holds Singles. Set it to 0, or convert the column to Byte.");

@@ -36,7 +36,7 @@ internal static class ImageSource
             Array.Copy(image.Data, 0, joined, at, image.Data.LongLength);
             at += image.Data.LongLength;
         }
-        return (joined is byte[] ? tensor((byte[])joined) : tensor((float[])joined)).view(total, data.Input.Channels);
+        return (joined is byte[]? tensor((byte[])joined) : tensor((float[])joined)).view(total, data.Input.Channels);
     }
 }
 

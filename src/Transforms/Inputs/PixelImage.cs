@@ -73,8 +73,7 @@ internal sealed class PixelImage
         using var _ = inference_mode();
         var planes = ToTensor().view(1, Height, Width, Channels).permute(0, 3, 1, 2).to(float32);
         var scaled = nn.functional.interpolate(planes, [height, width], mode: InterpolationMode.Bilinear, align_corners: false, antialias: true).permute(0, 2, 3, 1);
-        return Data is byte[]
-            ? new(scaled.round().clamp(0, 255).to(uint8).contiguous().data<byte>().ToArray(), height, width, Channels)
+        return Data is byte[]? new(scaled.round().clamp(0, 255).to(uint8).contiguous().data<byte>().ToArray(), height, width, Channels)
             : new(scaled.contiguous().data<float>().ToArray(), height, width, Channels);
     }
 

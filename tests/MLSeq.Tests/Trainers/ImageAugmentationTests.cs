@@ -345,7 +345,10 @@ public sealed class ImageAugmentationTests
 
     private static ImageAugmentation Preset(string name) => name switch
     {
-        "light" => ImageAugmentation.Light, "standard" => ImageAugmentation.Standard, "strong" => ImageAugmentation.Strong, _ => ImageAugmentation.Overhead,
+        "light" => ImageAugmentation.Light,
+        "standard" => ImageAugmentation.Standard,
+        "strong" => ImageAugmentation.Strong,
+        _ => ImageAugmentation.Overhead,
     };
 
     [Theory, NoTensorLeaks]
