@@ -179,12 +179,14 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
     // Bytes stay between black and white; other units know no bounds.
     private Tensor InRange(Tensor pixels) => input.Kind == ImageColumnKind.Singles ? pixels : pixels.clamp(0, 1);
 
+    // One multiplication and one addition on the way from the column's numbers. A byte is exact in bfloat16 too.
     private Tensor Normalized(Tensor pixels)
     {
-        var scale = pixels.dtype == uint8 ? 255f : 1f; // one multiplication and one addition on the way from bytes
-        var factor = tensor(input.Scale).Send(device);
-        var zero = tensor(input.Mean.Zip(input.Scale, (mean, spread) => -mean * spread).ToArray()).Send(device);
-        return zero.addcmul(pixels.to(float32), factor / scale, 1).to(precision);
+        var isByte = pixels.dtype == uint8;
+        var type = isByte ? precision : float32;
+        var factor = tensor(input.Scale.Select(scale => isByte ? scale / 255 : scale).ToArray()).Send(device).to(type);
+        var zero = tensor(input.Mean.Zip(input.Scale, (mean, scale) => -mean * scale).ToArray()).Send(device).to(type);
+        return zero.addcmul(pixels.to(type), factor, 1).to(precision);
     }
 
     /// <summary>Puts noise into a rectangle of some of the images.</summary>
