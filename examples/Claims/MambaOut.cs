@@ -26,7 +26,7 @@ internal static class MambaOut
     public static void Run(Lab lab)
     {
         var chosen = lab.Mixers.Length > 0 ? Mixers.Where(mixer => lab.Mixers.Split(',').Any(name => mixer.Name.StartsWith(name, StringComparison.Ordinal))).ToArray() : Mixers;
-        var seeds = lab.Numbers("--seeds", lab.Size<int[]>([1], [1], [1, 2]));
+        var seeds = lab.Numbers("--seeds", [1]);
         var (images, masks) = (lab.Text("--cifar", ""), lab.Text("--masks", ""));
         var (classifying, segmenting) = (images.Length > 0 ? "CIFAR-10" : "digits", masks.Length > 0 ? Path.GetFileName(masks.TrimEnd('/')) : "land and water");
         var rows = new List<string[]>();
@@ -52,7 +52,7 @@ internal static class MambaOut
 
     private static VisionBackbone Network(Lab lab, Backbone? mixer, int stem)
     {
-        IntList depths = lab.Size<IntList>([1, 1, 1, 1], [1, 1, 2, 1], [2, 2, 6, 2]), widths = lab.Size<IntList>([16, 16, 32, 32], [16, 32, 64, 96], [48, 96, 192, 288]);
+        IntList depths = lab.Size<IntList>([1, 1, 1, 1], [1, 1, 2, 1], [2, 2, 4, 2]), widths = lab.Size<IntList>([16, 16, 32, 32], [16, 32, 64, 96], [32, 64, 128, 192]);
         return mixer is null
             ? VisionBackbone.MambaOut() with { Depths = depths, Widths = widths, StemStride = stem, DropPath = 0.1 }
             : VisionBackbone.Hierarchical(mixer) with { Depths = depths, Widths = widths, StemStride = stem, DropPath = 0.1 };
@@ -73,7 +73,7 @@ internal static class MambaOut
         var network = Network(lab, mixer, stem: 1);
         var trainer = ml.MulticlassClassification.Trainers.ImageClassification(new ImageClassificationTrainer.Options
         {
-            Backbone = network, FeatureColumnName = "Image", Epochs = lab.Size(1, 15, 20), BatchSize = cifar ? 256 : 64, LearningRate = 2e-3, WeightDecay = 0.05, LabelSmoothing = 0.1,
+            Backbone = network, FeatureColumnName = "Image", Epochs = lab.Size(1, 15, 12), BatchSize = cifar ? 512 : 64, LearningRate = 2e-3, WeightDecay = 0.05, LabelSmoothing = 0.1,
             Ema = cifar ? 0.999 : 0.99, Augmentation = cifar ? new() { HorizontalFlip = 0.5, Translation = 0.125, Erasing = 0.25 } : new() { Translation = 0.125, Rotation = 10, Zoom = 0.1 },
             Device = lab.Device.ToString(), Seed = seed, Progress = new Each(progress => speed = progress.SamplesPerSecond),
         });
@@ -93,7 +93,7 @@ internal static class MambaOut
         var network = Network(lab, mixer, stem: lab.Size(4, 4, 2));
         var trainer = ml.ImageSegmentation.Trainers.SemanticSegmentation(new SemanticSegmentationTrainer.Options
         {
-            Backbone = network, HeadWidth = lab.Size(16, 32, 64), ClassNames = own ? ["background", "object"] : ["land", "water"], MaskAsImage = true, Epochs = lab.Size(1, 10, own ? 40 : 60), BatchSize = lab.Size(4, 8, 16),
+            Backbone = network, HeadWidth = lab.Size(16, 32, 64), ClassNames = own ? ["background", "object"] : ["land", "water"], MaskAsImage = true, Epochs = lab.Size(1, 10, 30), BatchSize = lab.Size(4, 8, 16),
             LearningRate = 2e-3, WeightDecay = 0.05, Ema = 0.99, Augmentation = ImageAugmentation.Overhead, Device = lab.Device.ToString(), Seed = seed, Progress = new Each(progress => speed = progress.SamplesPerSecond),
         });
         var images = ml.Transforms.LoadImages("Image", "", nameof(MaskedFile.ImagePath)).Append(ml.Transforms.LoadImages("Label", "", nameof(MaskedFile.MaskPath))).Fit(train);

@@ -1,3 +1,4 @@
+using System.Buffers;
 using System.Numerics.Tensors;
 
 namespace MLSeq;
@@ -17,51 +18,81 @@ internal static class ImageScaling
     /// <returns>[newHeight, newWidth, channels].</returns>
     public static float[] Scale(ReadOnlySpan<float> source, int height, int width, int channels, int newHeight, int newWidth)
     {
-        var stride = width * channels;
-        var rows = newHeight == height ? source : Rows(source, stride, Taps(height, newHeight));
-        return newWidth == width ? rows.ToArray() : Columns(rows, stride, channels, Taps(width, newWidth));
+        var result = new float[newHeight * newWidth * channels];
+        Scale(source, height, width, channels, newHeight, newWidth, result);
+        return result;
     }
 
     /// <inheritdoc cref="Scale(ReadOnlySpan{float}, int, int, int, int, int)"/>
     public static byte[] Scale(ReadOnlySpan<byte> source, int height, int width, int channels, int newHeight, int newWidth)
     {
-        var values = new float[source.Length];
+        var (values, scaled) = (ArrayPool<float>.Shared.Rent(source.Length), ArrayPool<float>.Shared.Rent(newHeight * newWidth * channels));
         TensorPrimitives.ConvertTruncating(source, values);
-        var scaled = Scale(values, height, width, channels, newHeight, newWidth);
-        var result = new byte[scaled.Length];
+        var result = new byte[newHeight * newWidth * channels];
+        Scale(values.AsSpan(0, source.Length), height, width, channels, newHeight, newWidth, scaled.AsSpan(0, result.Length));
         for (var i = 0; i < result.Length; i++) result[i] = (byte)(scaled[i] + 0.5f); // weights add up to 1, so that it stays within 0 to 255
+        ArrayPool<float>.Shared.Return(values);
+        ArrayPool<float>.Shared.Return(scaled);
         return result;
+    }
+
+    private static void Scale(ReadOnlySpan<float> source, int height, int width, int channels, int newHeight, int newWidth, Span<float> result)
+    {
+        var stride = width * channels;
+        if (newHeight == height)
+        {
+            Columns(source, stride, channels, Taps(width, newWidth), result);
+            return;
+        }
+        var rows = ArrayPool<float>.Shared.Rent(newHeight * stride);
+        Rows(source, stride, Taps(height, newHeight), rows);
+        Columns(rows.AsSpan(0, newHeight * stride), stride, channels, Taps(width, newWidth), result);
+        ArrayPool<float>.Shared.Return(rows);
     }
 
     // Whole rows are added up, which is done many numbers at a time.
-    private static float[] Rows(ReadOnlySpan<float> source, int stride, Tap[] taps)
+    private static void Rows(ReadOnlySpan<float> source, int stride, Tap[] taps, Span<float> result)
     {
-        var result = new float[taps.Length * stride];
         for (var y = 0; y < taps.Length; y++)
         {
-            var sum = result.AsSpan(y * stride, stride);
-            for (var i = 0; i < taps[y].Weights.Length; i++)
+            var sum = result.Slice(y * stride, stride);
+            TensorPrimitives.Multiply(source.Slice(taps[y].First * stride, stride), taps[y].Weights[0], sum);
+            for (var i = 1; i < taps[y].Weights.Length; i++)
                 TensorPrimitives.MultiplyAdd(source.Slice((taps[y].First + i) * stride, stride), taps[y].Weights[i], sum, sum);
         }
-        return result;
     }
 
-    private static float[] Columns(ReadOnlySpan<float> source, int stride, int channels, Tap[] taps)
+    private static void Columns(ReadOnlySpan<float> source, int stride, int channels, Tap[] taps, Span<float> result)
     {
         var rows = source.Length / stride;
-        var result = new float[rows * taps.Length * channels];
         for (int y = 0, to = 0; y < rows; y++)
         {
             var row = source.Slice(y * stride, stride);
             foreach (var (first, weights) in taps)
-                for (var channel = 0; channel < channels; channel++)
+            {
+                var from = first * channels;
+                if (channels == 3)
+                {
+                    float red = 0, green = 0, blue = 0;
+                    foreach (var weight in weights)
+                    {
+                        red += weight * row[from];
+                        green += weight * row[from + 1];
+                        blue += weight * row[from + 2];
+                        from += 3;
+                    }
+                    (result[to], result[to + 1], result[to + 2]) = (red, green, blue);
+                    to += 3;
+                    continue;
+                }
+                for (var channel = 0; channel < channels; channel++, from++)
                 {
                     float sum = 0;
-                    for (int i = 0, from = first * channels + channel; i < weights.Length; i++, from += channels) sum += weights[i] * row[from];
+                    for (var i = 0; i < weights.Length; i++) sum += weights[i] * row[from + i * channels];
                     result[to++] = sum;
                 }
+            }
         }
-        return result;
     }
 
     /// <summary>The old pixels that make up a new one.</summary>
