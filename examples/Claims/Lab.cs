@@ -43,6 +43,9 @@ internal sealed class Lab
         return list.Length == 0 ? otherwise : [.. list.Split(',').Select(number => int.Parse(number, CultureInfo.InvariantCulture)).Order()];
     }
 
+    /// <summary>The user's text, or the experiment's.</summary>
+    public string Text(string option, string otherwise) => _command.Get(option, otherwise);
+
     /// <summary>One of three, by size.</summary>
     public T Size<T>(T quick, T normal, T full) => Quick ? quick : Full ? full : normal;
 
@@ -115,6 +118,17 @@ internal sealed class Chart
         line.MarkerSize = markers ? 7 : 0;
         line.MarkerShape = Markers[_lines / 10 % Markers.Length];
         _lines++;
+    }
+
+    /// <summary>Bars in groups, one group per name, one colour per series.</summary>
+    public void Bars(string[] names, (string Name, double[] Values)[] series)
+    {
+        for (var s = 0; s < series.Length; s++)
+        {
+            var bars = series[s].Values.Select((value, i) => new Bar { Position = i + (s - (series.Length - 1) / 2.0) * 0.35, Value = value, Size = 0.3, FillColor = _palette.GetColor(s) }).ToArray();
+            _plot.Add.Bars(bars).LegendText = series[s].Name;
+        }
+        _plot.Axes.Bottom.TickGenerator = new ScottPlot.TickGenerators.NumericManual([.. names.Select((name, i) => new Tick(i, name))]);
     }
 
     /// <summary>Bounds of the vertical axis, in its own units.</summary>

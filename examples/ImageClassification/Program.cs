@@ -91,7 +91,7 @@ IEnumerable<int> Scores(ITransformer scorer)
     var images = FashionMnist.Train(folder);
     return (View(quick ? images.Take(2000) : images, FashionMnist.Names, 1, FashionMnist.Size), View(FashionMnist.Test(folder), FashionMnist.Names, 1, FashionMnist.Size), new()
     {
-        Backbone = VisionBackbone.Create("resnet18-small"), Epochs = 30, BatchSize = 256, LearningRate = 2e-3, WeightDecay = 0.1, LabelSmoothing = 0.1, Ema = 0.999,
+        Backbone = VisionBackbone.Create("resnet18-plainstem"), Epochs = 30, BatchSize = 256, LearningRate = 2e-3, WeightDecay = 0.1, LabelSmoothing = 0.1, Ema = 0.999,
         Augmentation = new() { HorizontalFlip = 0.5, Translation = 0.1, Erasing = 0.3 }, TestTimeFlips = ImageFlips.Horizontal,
     });
 }
@@ -102,8 +102,8 @@ IEnumerable<int> Scores(ITransformer scorer)
     var images = Cifar10.Train(folder);
     return (View(quick ? images.Take(2000) : images, Cifar10.Names, 3, Cifar10.Size), View(Cifar10.Test(folder), Cifar10.Names, 3, Cifar10.Size), new()
     {
-        Backbone = VisionBackbone.Create("resnet18-small"), Epochs = 40, BatchSize = 256, LearningRate = 2e-3, WeightDecay = 0.1, LabelSmoothing = 0.1, Ema = 0.999,
-        Augmentation = new() { HorizontalFlip = 0.5, Translation = 0.125, Erasing = 0.5 }, TestTimeFlips = ImageFlips.Horizontal,
+        Backbone = VisionBackbone.Create("resnet18-plainstem"), Epochs = 70, BatchSize = 512, LearningRate = 3e-3, WeightDecay = 0.15, LabelSmoothing = 0.1, Ema = 0.998,
+        Augmentation = new() { HorizontalFlip = 0.5, Translation = 0.125, Erasing = 0.25 }, TestTimeFlips = ImageFlips.Horizontal,
     });
 }
 

@@ -7,6 +7,8 @@ var command = new CommandLine(args, """
                                       ms per training step of a 4-block byte classifier (width 512), as in docs/benchmarks.md
            MLSeq.Benchmarks operators [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--quick]
                                       the recurrences' chunked forms beside the best alternatives' times on one H200
+           MLSeq.Benchmarks vision    [--device cpu|cuda] [--fed resident|memory|files] [--models a,b] [--batch N] [--image-size N] [--steps N] [--epochs N] [--quick]
+                                      training throughput through Fit at 224 x 224, batch 128
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
            MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
            MLSeq.Benchmarks accuracy  [--only dna|vowels|sms|ag-news-10k] [--ag-news FOLDER] [--backbones a,b] [--out FILE] [--quick]
@@ -17,10 +19,11 @@ switch (args.FirstOrDefault())
 {
     case "step": StepBenchmark.Run(command); break;
     case "operators": OperatorBenchmark.Run(command); break;
+    case "vision": VisionBenchmark.Run(command); break;
     case "overhead": OverheadBenchmark.Run(command); break;
     case "soak": SoakBenchmark.Run(command); break;
     case "accuracy": AccuracyBenchmark.Run(command); break;
     default:
-        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|operators|overhead|soak|accuracy --help");
+        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|operators|vision|overhead|soak|accuracy --help");
         break;
 }

@@ -24,7 +24,7 @@ internal static class ColorOperations
     {
         var channels = images.shape[3];
         var kernel = ones([channels, 1, 3, 3], device: images.device);
-        kernel[.., .., 1, 1] = tensor(5f, device: images.device);
+        kernel.narrow(2, 1, 1).narrow(3, 1, 1).fill_(5);
         var padded = nn.functional.pad(images.permute(0, 3, 1, 2), [1, 1, 1, 1], PaddingModes.Replicate);
         var blurred = nn.functional.conv2d(padded, kernel / 13, groups: channels).permute(0, 2, 3, 1);
         return Blend(blurred, images, factor);
@@ -62,7 +62,7 @@ internal static class ColorOperations
     }
 
     private static Tensor Gray(Tensor images)
-        => images.shape[3] == 3 ? (images * tensor([0.299f, 0.587f, 0.114f], device: images.device)).sum([3L], keepdim: true) : images.mean([3L], keepdim: true);
+        => images.shape[3] == 3 ? images.narrow(3, 0, 1) * 0.299 + images.narrow(3, 1, 1) * 0.587 + images.narrow(3, 2, 1) * 0.114 : images.mean([3L], keepdim: true);
 
     private static Tensor Blend(Tensor from, Tensor to, Tensor factor) => from + (to - from) * factor;
 }

@@ -72,7 +72,7 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
         if (maps.Select((map, i) => map == AffineMap.Window(rows / 2.0, columns / 2.0, rows, columns) && raw.Places[i].Height == rows && raw.Places[i].Width == columns
             && raw.Places[i].Start % size == 0).All(whole => whole) && raw.Pixels.shape[0] % size == 0)
         {
-            var index = tensor(raw.Places.Select(place => place.Start / size).ToArray(), device: device);
+            var index = tensor(raw.Places.Select(place => place.Start / size).ToArray()).Send(device);
             Tensor Whole(Tensor flat) => flat.view([-1, size, .. flat.shape[1..]]).index_select(0, index).view([maps.Length, rows, columns, .. flat.shape[1..]]);
             return (Whole(raw.Pixels), raw.Masks is null ? null : Whole(raw.Masks).to(int64));
         }
@@ -144,7 +144,7 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
     {
         var factors = new float[count * 3];
         for (var i = 0; i < factors.Length; i++) factors[i] = (float)random.Uniform(1 - range, 1 + range);
-        return tensor(factors, [count, 3], device: device);
+        return tensor(factors, [count, 3]).Send(device);
     }
 
     /// <summary>The colour operations of one layer: each on the images that drew it.</summary>
@@ -157,8 +157,8 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
             if (rows.Length == 0 || operation is RandomOperation.Identity or RandomOperation.Rotate or >= RandomOperation.ShearX) continue;
             var values = new float[rows.Length]; // 1 ± up to 0.9
             for (var i = 0; i < values.Length; i++) values[i] = (float)(1 + (random.Chance(0.5) ? 0.9 : -0.9) * strength);
-            var factor = tensor(values, [values.Length, 1, 1, 1], device: device);
-            var index = tensor(rows, device: device);
+            var factor = tensor(values, [values.Length, 1, 1, 1]).Send(device);
+            var index = tensor(rows).Send(device);
             var chosen = pixels.index_select(0, index);
             var changed = operation switch
             {
@@ -179,11 +179,14 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
     // Bytes stay between black and white; other units know no bounds.
     private Tensor InRange(Tensor pixels) => input.Kind == ImageColumnKind.Singles ? pixels : pixels.clamp(0, 1);
 
+    // One multiplication and one addition on the way from the column's numbers. A byte is exact in bfloat16 too.
     private Tensor Normalized(Tensor pixels)
     {
-        var scale = pixels.dtype == uint8 ? 255f : 1f; // one multiplication and one addition on the way from bytes
-        var (mean, factor) = (tensor(input.Mean, device: device), tensor(input.Scale, device: device));
-        return (-mean * factor).addcmul(pixels.to(float32), factor / scale, 1).to(precision);
+        var isByte = pixels.dtype == uint8;
+        var type = isByte ? precision : float32;
+        var factor = tensor(input.Scale.Select(scale => isByte ? scale / 255 : scale).ToArray()).Send(device).to(type);
+        var zero = tensor(input.Mean.Zip(input.Scale, (mean, scale) => -mean * scale).ToArray()).Send(device).to(type);
+        return zero.addcmul(pixels.to(type), factor, 1).to(precision);
     }
 
     /// <summary>Puts noise into a rectangle of some of the images.</summary>
@@ -205,7 +208,7 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
                 break;
             }
         }
-        var box = tensor(boxes, [batch, 4, 1, 1, 1], device: device).unbind(1);
+        var box = tensor(boxes, [batch, 4, 1, 1, 1]).Send(device).unbind(1);
         var y = arange(height, device: device).view(1, height, 1, 1);
         var x = arange(width, device: device).view(1, 1, width, 1);
         var inside = (y >= box[0]).logical_and(y < box[1]).logical_and(x >= box[2]).logical_and(x < box[3]);
@@ -221,7 +224,7 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
         var batch = images.shape[0];
         var order = Enumerable.Range(0, (int)batch).Select(i => (long)i).ToArray();
         random.Shuffle<long>(order);
-        var index = tensor(order, device: device);
+        var index = tensor(order).Send(device);
         var cut = a.Mixup == 0 || a.CutMix > 0 && random.Chance(0.5);
         var alpha = tensor((float)(cut ? a.CutMix : a.Mixup));
         using var beta = distributions.Beta(alpha, alpha); // its tensors belong to no scope

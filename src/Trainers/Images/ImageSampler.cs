@@ -32,8 +32,8 @@ internal sealed class ImageSampler
             ((float[])[m.Y, m.X, m.YV, m.YU, m.XV, m.XU]).CopyTo(numbers, i * 6);
             ((long[])[places[i].Start, places[i].Height, places[i].Width]).CopyTo(sizes, i * 3);
         }
-        var map = tensor(numbers, [batch, 6, 1, 1], device: device).unbind(1);
-        var size = tensor(sizes, [batch, 3, 1, 1], device: device).unbind(1);
+        var map = tensor(numbers, [batch, 6, 1, 1]).Send(device).unbind(1);
+        var size = tensor(sizes, [batch, 3, 1, 1]).Send(device).unbind(1);
         (_start, _rows, _columns) = (size[0], size[1], size[2]);
         var v = ((arange(height, dtype: float32, device: device) + 0.5) / height - 0.5).view(1, height, 1);
         var u = ((arange(width, dtype: float32, device: device) + 0.5) / width - 0.5).view(1, 1, width);

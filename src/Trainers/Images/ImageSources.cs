@@ -94,7 +94,7 @@ internal sealed class ResidentImages : IImageSource
         public RawImages Next()
         {
             var rows = plan.Span[_next++];
-            var labels = source._masks is null ? source._labels.index_select(0, tensor(rows, device: source._device).to(int64)) : null;
+            var labels = source._masks is null ? source._labels.index_select(0, tensor(rows).Send(source._device).to(int64)) : null;
             return new RawImages(source._pixels, source._masks, Array.ConvertAll(rows, row => source._places[row]), labels);
         }
 

@@ -109,7 +109,7 @@ internal sealed class ResidentSource : IBatchSource
     {
         var sequences = _data.Sequences;
         long time = rows.Max(sequences.Length), shortest = rows.Min(sequences.Length);
-        var index = tensor(rows, device: _device).to(int64);
+        var index = tensor(rows).Send(_device).to(int64);
         // Padded positions read on into the next row; masks make their content irrelevant.
         var places = (_starts.index_select(0, index).unsqueeze(1) + arange(time, device: _device)).clamp_max_(sequences.TotalLength - 1).flatten();
         var elements = _elements.index_select(0, places);

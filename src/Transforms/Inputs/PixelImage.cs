@@ -69,12 +69,8 @@ internal sealed class PixelImage
     public PixelImage Resized(int height, int width)
     {
         if ((height, width) == (Height, Width)) return this;
-        using var scope = NewDisposeScope();
-        using var _ = inference_mode();
-        var planes = ToTensor().view(1, Height, Width, Channels).permute(0, 3, 1, 2).to(float32);
-        var scaled = nn.functional.interpolate(planes, [height, width], mode: InterpolationMode.Bilinear, align_corners: false, antialias: true).permute(0, 2, 3, 1);
-        return Data is byte[]? new(scaled.round().clamp(0, 255).to(uint8).contiguous().data<byte>().ToArray(), height, width, Channels)
-            : new(scaled.contiguous().data<float>().ToArray(), height, width, Channels);
+        if (Data is float[] values) return new(ImageScaling.Scale(values, Height, Width, Channels, height, width), height, width, Channels);
+        return new(ImageScaling.Scale((byte[])Data, Height, Width, Channels, height, width), height, width, Channels);
     }
 
     /// <summary>The part of the given size about the centre; what lies beyond the image is 0.</summary>

@@ -56,6 +56,8 @@ internal sealed class SegmentationModel
 
     /// <summary>A scored image.</summary>
     /// <param name="Mask">[height, width].</param>
+    /// <param name="Height">Rows.</param>
+    /// <param name="Width">Columns.</param>
     /// <param name="Scores">[classes, height, width], when asked for.</param>
     private sealed record Segmented(byte[] Mask, int Height, int Width, float[]? Scores);
 
