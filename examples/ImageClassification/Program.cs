@@ -102,8 +102,8 @@ IEnumerable<int> Scores(ITransformer scorer)
     var images = Cifar10.Train(folder);
     return (View(quick ? images.Take(2000) : images, Cifar10.Names, 3, Cifar10.Size), View(Cifar10.Test(folder), Cifar10.Names, 3, Cifar10.Size), new()
     {
-        Backbone = VisionBackbone.Create("resnet18-plainstem"), Epochs = 70, BatchSize = 512, LearningRate = 3e-3, WeightDecay = 0.15, LabelSmoothing = 0.1, Ema = 0.998,
-        Augmentation = new() { HorizontalFlip = 0.5, Translation = 0.125, Erasing = 0.25 }, TestTimeFlips = ImageFlips.Horizontal,
+        Backbone = VisionBackbone.Create("resnet18-plainstem"), Epochs = 100, BatchSize = 512, LearningRate = 3e-3, WeightDecay = 0.15, LabelSmoothing = 0.1, Ema = 0.998,
+        Augmentation = new() { HorizontalFlip = 0.5, Translation = 0.125, Erasing = 0.25, Mixup = 0.2 }, TestTimeFlips = ImageFlips.Horizontal,
     });
 }
 
