@@ -108,11 +108,13 @@ internal static class MambaOut
         using var scope = NewDisposeScope();
         using var _ = inference_mode();
         double flops = 0;
+        var normed = network.modules().OfType<NormedConvolution>().SelectMany(module => module.modules()).OfType<Conv2d>().ToHashSet(); // counted with their norms: some are computed as matrix products
         foreach (var module in network.modules())
         {
             switch (module)
             {
-                case Conv2d convolution: convolution.register_forward_hook((_, _, output) => { flops += 2.0 * output.numel() * convolution.weight.numel() / convolution.weight.shape[0]; return output; }); break;
+                case NormedConvolution convolution: convolution.register_forward_hook((_, _, output) => { flops += 2.0 * output.numel() * convolution.WeightsPerOutput; return output; }); break;
+                case Conv2d convolution when !normed.Contains(convolution): convolution.register_forward_hook((_, _, output) => { flops += 2.0 * output.numel() * convolution.weight.numel() / convolution.weight.shape[0]; return output; }); break;
                 case Linear linear: linear.register_forward_hook((_, _, output) => { flops += 2.0 * output.numel() * linear.weight.shape[1]; return output; }); break;
                 case GatedCnnBlock block when mixer is not null: block.register_forward_hook((_, _, output) => { flops += block.modules().OfType<TokenMixer>().Any() ? Between(mixer, output) : 0; return output; }); break;
             }
@@ -141,7 +143,7 @@ internal static class MambaOut
 
     private static void Draw(Lab lab, string classifying, string segmenting, List<(string Name, double Accuracy, double IoU)> bars)
     {
-        var chart = new Chart($"A mixer in the last two stages: what it adds (percentage points)", "mixer", "points above MambaOut");
+        var chart = new Chart("A mixer in the last two stages: what it adds", "mixer", $"percentage points above {bars[0].Name}");
         chart.Bars([.. bars.Select(bar => bar.Name)], [($"classification: {classifying}, accuracy", [.. bars.Select(bar => 100 * (bar.Accuracy - bars[0].Accuracy))]), ($"segmentation: {segmenting}, mean IoU", [.. bars.Select(bar => 100 * (bar.IoU - bars[0].IoU))])]);
         lab.Draw("f", chart);
     }

@@ -1,6 +1,7 @@
 // Image segmentation: land and water on NASA's Blue Marble, or any folder of images and masks.
 // Trains a backbone in an ML.NET pipeline, evaluates it pixel by pixel, and paints what it found over the test images as PNG files.
 using System.Diagnostics;
+using System.Drawing;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 using MLSeq;
@@ -59,7 +60,7 @@ if (own.Length == 0)
 // Saved, loaded, and asked to paint.
 ml.Model.Save(model, train.Schema, "model.zip");
 var loaded = ml.Model.Load("model.zip", out _);
-var painter = ml.ImageSegmentation.PaintMask("Painted", "Image", "PredictedMask", new PaintOptions { Scale = 3, Opacity = 0.35 });
+var painter = ml.ImageSegmentation.PaintMask("Painted", "Image", "PredictedMask", new PaintOptions { Scale = 3, Opacity = 0.35, Colors = own.Length > 0 ? null : [Color.Goldenrod, Color.RoyalBlue] });
 var shown = ml.Data.LoadFromEnumerable(testFiles.Take(quick ? 2 : 12));
 var painted = loaded.Append(painter.Fit(loaded.Transform(shown)));
 var folder = Directory.CreateDirectory(command.Get("--out", "painted")).FullName;

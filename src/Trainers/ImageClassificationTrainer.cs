@@ -48,7 +48,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         /// <summary>Channels made of an MLImage or a file: 3 (red, green, blue) or 1 (gray). A vector's dimensions tell its own.</summary>
         public int Channels { get; set; } = 3;
 
-        /// <summary>Where the relative paths of a text column begin; the current folder when empty.</summary>
+        /// <summary>Where the relative paths of a text column begin; the current folder when empty. Kept in the saved model; leave it empty, and give full paths, for models that move.</summary>
         public string ImageFolder { get; set; } = "";
 
         /// <summary>How training images are varied.</summary>

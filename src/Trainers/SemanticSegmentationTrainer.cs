@@ -72,7 +72,7 @@ public sealed class SemanticSegmentationTrainer : IEstimator<SemanticSegmentatio
         /// <summary>Channels made of an MLImage: 3 (red, green, blue) or 1 (gray). A vector's dimensions tell its own.</summary>
         public int Channels { get; set; } = 3;
 
-        /// <summary>Features of the segmentation head.</summary>
+        /// <summary>Features of the segmentation head at strides of 4 and more; it has fewer at finer ones.</summary>
         public int HeadWidth { get; set; } = 64;
 
         /// <summary>Weight of the Dice loss beside the cross-entropy: it counts classes alike, however few pixels they have. 0: cross-entropy alone.</summary>
@@ -87,7 +87,7 @@ public sealed class SemanticSegmentationTrainer : IEstimator<SemanticSegmentatio
         /// <summary>Mirror images over which scoring averages, with the image itself: better, and as many times slower.</summary>
         public ImageFlips TestTimeFlips { get; set; }
 
-        /// <summary>Images larger than this, in pixels, are scored by overlapping parts of this size.</summary>
+        /// <summary>Images larger than this, in pixels, are scored by overlapping parts of this size. Of such images, validation while training judges the middle.</summary>
         public int TileSize { get; set; } = 512;
 
         /// <summary>Share of such a part that its neighbour covers too.</summary>

@@ -48,6 +48,17 @@ public sealed record PlainCnnBackbone : StagedVisionBackbone
 {
     internal static IEnumerable<(string, Func<VisionBackbone>)> ReadyMade => [("cnn", () => Cnn())];
 
+    internal override long LeastParameters(int channels)
+    {
+        long count = 0, inputs = channels;
+        for (var stage = 0; stage < Depths.Count; stage++)
+        {
+            count += 9L * Widths[stage] * (inputs + (Depths[stage] - 1L) * Widths[stage]);
+            inputs = Widths[stage];
+        }
+        return count;
+    }
+
     internal override VisionStack CreateStack(int channels) => new PlainCnn(this, channels);
 
     internal override IEnumerable<string> Problems()

@@ -55,15 +55,17 @@ internal sealed class Downsampling : nn.Module<Tensor, Tensor>
 {
     private readonly Conv2d convolution;
     private readonly LayerNorm norm;
+    private readonly int _stride;
 
     public Downsampling(int inputs, int outputs, int stride) : base(nameof(Downsampling))
     {
+        _stride = stride;
         convolution = VisionInit.Normal(nn.Conv2d(inputs, outputs, 3, stride, padding: 1));
         norm = nn.LayerNorm(outputs, 1e-6);
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x) => norm.call(convolution.call(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1));
+    public override Tensor forward(Tensor x) => norm.call(convolution.Apply(x.permute(0, 3, 1, 2), _stride, padding: 1).permute(0, 2, 3, 1));
 }
 
 /// <summary>Stages of gated convolutional blocks, with or without token mixers: a stem of two convolutions, and a convolution of stride 2 between stages.</summary>

@@ -1,4 +1,3 @@
-using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -26,13 +25,10 @@ internal sealed class NormedConvolution : nn.Module<Tensor, Tensor>
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x) => norm.call(_kernel == 1 ? Product(x) : IsMisread(x) ? InSingle(x) : convolution.call(x));
+    /// <summary>Numbers that make up one number of the result.</summary>
+    public long WeightsPerOutput => convolution.weight.numel() / convolution.weight.shape[0];
 
-    // libtorch 2.10 convolves bfloat16 maps that have their features first in memory wrongly into 8 or 24 features (into 16 rightly) on CPUs with bfloat16 arithmetic; it takes a single feature for first.
-    private static bool IsMisread(Tensor x) => x.dtype == bfloat16 && x.shape[1] == 1 && x.device_type == DeviceType.CPU;
-
-    private Tensor InSingle(Tensor x)
-        => nn.functional.conv2d(x.to(float32), convolution.weight.to(float32), null, strides: [_stride, _stride], padding: [_kernel / 2, _kernel / 2]).to(bfloat16);
+    public override Tensor forward(Tensor x) => norm.call(_kernel == 1 ? Product(x) : convolution.Apply(x, _stride, _kernel / 2));
 
     // A kernel of 1×1 is a matrix product over the features. (libtorch's convolution of many features, channels last, divides by zero in oneDNN on some virtual machines and ends the process.)
     private Tensor Product(Tensor x)

@@ -37,7 +37,7 @@ internal sealed class PatchStack : VisionStack
     {
         var (right, bottom) = (Missing(images.shape[3]), Missing(images.shape[2]));
         if (right + bottom > 0) images = nn.functional.pad(images, [0, right, 0, bottom]);
-        var x = embedding.call(images).permute(0, 2, 3, 1); // [batch, height, width, features]
+        var x = embedding.Apply(images, _size, padding: 0).permute(0, 2, 3, 1); // [batch, height, width, features]
         var (height, width) = (x.shape[1], x.shape[2]);
         x = x + Positions(height, width, x);
         for (var layer = 0; layer < blocks.Count; layer++)
@@ -83,7 +83,7 @@ public sealed record PatchBackbone : VisionBackbone
     internal static IEnumerable<(string, Func<VisionBackbone>)> ReadyMade
         => Backbone.Names.Select(name => ($"patch-{name}", (Func<VisionBackbone>)(() => Patch(Backbone.Create(name, width: 192, depth: 12, bidirectional: true) with { Dropout = 0 }))));
 
-    internal override long LeastParameters => (long)Backbone.Depth * Backbone.Width * Backbone.Width;
+    internal override long LeastParameters(int channels) => (long)Backbone.Depth * Backbone.Width * Backbone.Width + (long)PatchSize * PatchSize * channels * Backbone.Width;
 
     internal override int LeastFeatures => Backbone.Width;
 

@@ -13,7 +13,7 @@ public abstract partial record VisionBackbone
     /// </summary>
     public double DropPath { get; init; }
 
-    /// <summary>Initial value of a learned scale of each feature of every residual update (Touvron et al. 2021, "Going deeper with image transformers", equation 4). 0: none.</summary>
+    /// <summary>Initial value of a learned scale of each feature of every residual update (Touvron et al. 2021, "Going deeper with image transformers", equation 4). 0: none; in a ResNet, the scale of each block's last norm at the beginning.</summary>
     public double LayerScale { get; init; }
 
     /// <summary>The name that stands for this kind of backbone in the registry and in JSON.</summary>
@@ -58,7 +58,7 @@ public abstract partial record VisionBackbone
     internal virtual double HeadRatio => 0;
 
     /// <summary>A lower bound on the numbers in the module: a saved description of a network larger than its weights must not make us allocate it.</summary>
-    internal abstract long LeastParameters { get; }
+    internal abstract long LeastParameters(int channels);
 
     /// <summary>Features of the last map, or fewer.</summary>
     internal abstract int LeastFeatures { get; }
@@ -79,8 +79,8 @@ public abstract record StagedVisionBackbone : VisionBackbone
     /// <summary>Features per stage.</summary>
     public IntList Widths { get; init; } = [];
 
-    // Every block of every kind has more than a square matrix of its width, be it behind a bottleneck.
-    internal override long LeastParameters => Depths.Zip(Widths, (depth, width) => (long)depth * width * width).Sum();
+    // Every residual block has more than a square matrix of its stage's width, be it behind a bottleneck, and every stem more than four numbers per channel and feature.
+    internal override long LeastParameters(int channels) => Depths.Zip(Widths, (depth, width) => (long)depth * width * width).Sum() + 4L * channels * Widths[0];
 
     internal override int LeastFeatures => Widths[^1];
 

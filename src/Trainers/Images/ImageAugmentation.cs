@@ -16,7 +16,7 @@ public sealed record ImageAugmentation
     /// <summary>Whether images are also turned by quarters: for images without an up. Needs square images.</summary>
     public bool QuarterTurns { get; init; }
 
-    /// <summary>A part of this share of the area, up to all of it, is scaled to the whole (Szegedy et al. 2015); 1: off.</summary>
+    /// <summary>A part of this share of the area, up to all of it, is scaled to the whole (Szegedy et al. 2015); 1: off. When segmenting, of the area of the crop.</summary>
     public double MinimumArea { get; init; } = 1;
 
     /// <summary>Largest ratio of the two sides' scales in such a part.</summary>

@@ -11,7 +11,7 @@ namespace MLSeq;
 /// <param name="Masks">Int64 [batch, height, width], when segmenting.</param>
 internal sealed record ImageBatch(Tensor Images, Tensor? Labels, Tensor? Partners, double Share, Tensor? Masks);
 
-/// <summary>Makes batches of raw images, varied as <see cref="ImageAugmentation"/> says or as they are. What is random is drawn on the host from torch's seed, so that every device draws alike.</summary>
+/// <summary>Makes batches of raw images, varied as <see cref="ImageAugmentation"/> says or as they are. What is random is drawn on the host from torch's seed, so that every device draws alike (but for the noise of erasing).</summary>
 /// <param name="augmentation">How images are varied.</param>
 /// <param name="input">How they are normalized.</param>
 /// <param name="height">Rows that training sees.</param>
@@ -37,7 +37,7 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
         for (var layer = 0; layer < augmentation.RandAugmentLayers; layer++)
             for (var i = 0; i < batch; i++) operations[layer, i] = (RandomOperation)random.Index(Enum.GetValues<RandomOperation>().Length);
         var maps = new AffineMap[batch];
-        for (var i = 0; i < batch; i++) maps[i] = Map(raw.Places[i], Enumerable.Range(0, augmentation.RandAugmentLayers).Select(layer => operations[layer, i]), ref random);
+        for (var i = 0; i < batch; i++) maps[i] = Map(raw.Places[i], Enumerable.Range(0, augmentation.RandAugmentLayers).Select(layer => operations[layer, i]), raw.Masks is not null, ref random);
 
         var (pixels, masks) = Sample(raw, maps, height, width, augmentation.IsExact);
         if (augmentation.ColorJitter > 0 || augmentation.RandAugmentLayers > 0)
@@ -83,22 +83,22 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
     }
 
     /// <summary>Draws the geometry of one image.</summary>
-    private AffineMap Map(ImagePlace place, IEnumerable<RandomOperation> operations, ref SplitMix random)
+    private AffineMap Map(ImagePlace place, IEnumerable<RandomOperation> operations, bool keepsScale, ref SplitMix random)
     {
         var a = augmentation;
         if (!a.HasGeometry && height == place.Height && width == place.Width) return Window(place, 0, 0, height, width);
         AffineMap map;
         if (a.MinimumArea < 1)
         {
-            // A part of the image, of random area and proportions, scaled to the result.
-            var area = random.Uniform(a.MinimumArea, 1) * place.Height * place.Width;
+            // A part of random area and proportions, scaled to the result: of the image, or, when scoring sees pixels at their own scale, of what training sees of it.
+            var area = random.Uniform(a.MinimumArea, 1) * (keepsScale ? (double)height * width : (double)place.Height * place.Width);
             var aspect = Math.Exp(random.Uniform(-1, 1) * Math.Log(a.MaximumAspect)) * width / height;
             double rows = Math.Min(place.Height, Math.Sqrt(area / aspect)), columns = Math.Min(place.Width, Math.Sqrt(area * aspect));
             map = AffineMap.Window(rows / 2 + random.Uniform(0, place.Height - rows), columns / 2 + random.Uniform(0, place.Width - columns), rows, columns);
         }
         else
         {
-            int Origin(int size, int seen, ref SplitMix random) => a.HasGeometry && size > seen ? random.Index(size - seen + 1) : (size - seen) / 2;
+            int Origin(int size, int seen, ref SplitMix random) => size > seen ? random.Index(size - seen + 1) : (size - seen) / 2;
             map = Window(place, Origin(place.Height, height, ref random), Origin(place.Width, width, ref random), height, width);
         }
         if (a.Translation > 0) map = Shifted(map, random.Uniform(-a.Translation, a.Translation) * height, random.Uniform(-a.Translation, a.Translation) * width, a.IsExact);
@@ -179,14 +179,13 @@ internal sealed class ImageAugmenter(ImageAugmentation augmentation, ImageInput 
     // Bytes stay between black and white; other units know no bounds.
     private Tensor InRange(Tensor pixels) => input.Kind == ImageColumnKind.Singles ? pixels : pixels.clamp(0, 1);
 
-    // One multiplication and one addition on the way from the column's numbers. A byte is exact in bfloat16 too.
+    // As ImageInput.Normalized, in one multiplication and one addition; in Single, so that only the result is rounded to the network's type.
     private Tensor Normalized(Tensor pixels)
     {
-        var isByte = pixels.dtype == uint8;
-        var type = isByte ? precision : float32;
-        var factor = tensor(input.Scale.Select(scale => isByte ? scale / 255 : scale).ToArray()).Send(device).to(type);
-        var zero = tensor(input.Mean.Zip(input.Scale, (mean, scale) => -mean * scale).ToArray()).Send(device).to(type);
-        return zero.addcmul(pixels.to(type), factor, 1).to(precision);
+        var unit = pixels.dtype == uint8 ? 255 : 1;
+        var factor = tensor(input.Scale.Select(scale => scale / unit).ToArray()).Send(device);
+        var zero = tensor(input.Mean.Zip(input.Scale, (mean, scale) => -mean * scale).ToArray()).Send(device);
+        return zero.addcmul(pixels.to(float32), factor, 1).to(precision);
     }
 
     /// <summary>Puts noise into a rectangle of some of the images.</summary>

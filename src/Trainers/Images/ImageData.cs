@@ -89,10 +89,10 @@ internal sealed class ImageData(IReadOnlyList<ImageRow> rows, ImageInput input, 
                 var parts = new ConcurrentBag<Part>();
                 try
                 {
-                    Parallel.ForEach(cursors, cursor => parts.Add(ReadPart(cursor, feature, label, input, reading, () => { })));
+                    Parallel.ForEach(cursors, cursor => parts.Add(ReadPart(cursor, feature, label, input, reading, checkAlive)));
                     if (parts.All(part => part.Bad.Count == 0) && reading.DependsOnOrder?.Invoke() != true) return Finish([.. parts], input, reading, checkAlive);
                 }
-                catch (AggregateException)
+                catch (AggregateException e) when (e.InnerExceptions.All(inner => inner is not (OutOfMemoryException or OperationCanceledException)))
                 {
                 }
                 // Which row of the whole is at fault, only a cursor over all of them can tell.

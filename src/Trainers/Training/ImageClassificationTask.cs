@@ -25,8 +25,8 @@ internal sealed class ImageClassificationTask : TrainingTask
     {
         (_network, _augmenter, _trainingRows, _labelSmoothing, _batchSize) = (network, augmenter, data.TrainingRows, options.LabelSmoothing, options.BatchSize);
         (_height, _width) = (input.Height, input.Width);
-        ValidationPlan = [.. data.ValidationRows.Chunk(Math.Max(256, options.BatchSize))];
-        var fits = device.type == DeviceType.CPU || data.Distinct.Sum(part => part.DeviceBytes) <= options.DeviceDataBudget;
+        ValidationPlan = [.. data.ValidationRows.Chunk(options.BatchSize)];
+        var fits = data.Distinct.Sum(part => part.DeviceBytes) <= options.DeviceDataBudget;
         _trainingSource = ImageSource.Create(data.Training, device, fits);
         _validationSource = data.Distinct.Count == 1 ? _trainingSource : ImageSource.Create(data.Validation, device, fits);
         _classWeights = options.ClassWeights is { } weights ? tensor([.. weights.Select(weight => (float)weight)], device: device).DetachFromDisposeScope() : null;

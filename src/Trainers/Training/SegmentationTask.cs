@@ -25,7 +25,7 @@ internal sealed class SegmentationTask : TrainingTask
     {
         (_network, _augmenter, _trainingRows, _validation, _options) = (network, augmenter, data.TrainingRows, data.Validation, options);
         ValidationPlan = [.. data.ValidationRows.GroupBy(Seen).SelectMany(alike => alike.Chunk((int)Math.Max(1, options.BatchSize * cropPixels / ((long)alike.Key.Height * alike.Key.Width))))];
-        var fits = device.type == DeviceType.CPU || data.Distinct.Sum(part => part.DeviceBytes) <= options.DeviceDataBudget;
+        var fits = data.Distinct.Sum(part => part.DeviceBytes) <= options.DeviceDataBudget;
         _trainingSource = ImageSource.Create(data.Training, device, fits);
         _validationSource = data.Distinct.Count == 1 ? _trainingSource : ImageSource.Create(data.Validation, device, fits);
         _classWeights = options.ClassWeights is { } weights ? tensor([.. weights.Select(weight => (float)weight)], device: device).DetachFromDisposeScope() : null;
@@ -74,7 +74,7 @@ internal sealed class SegmentationTask : TrainingTask
     // Whole images, or the middle of those that scoring would take apart.
     private (int Height, int Width) Seen(int row) => (Math.Min(_validation[row].Height, _options.TileSize), Math.Min(_validation[row].Width, _options.TileSize));
 
-    /// <summary>Cross-entropy per pixel that counts, and 1 − Dice averaged over the classes (Milletari et al. 2016, equation 3).</summary>
+    /// <summary>Cross-entropy per pixel that counts, and 1 − Dice = 1 − (2 Σ p g + 1) / (Σ p + Σ g + 1), averaged over all classes (after Milletari et al. 2016, with sums for their squares).</summary>
     private Tensor Loss(Tensor logits, Tensor masks, Tensor counts, double labelSmoothing)
     {
         var ignored = _options.IgnoreIndex ?? -100L;
@@ -93,7 +93,7 @@ internal sealed class SegmentationTask : TrainingTask
     internal static Tensor Confusion(Tensor counts, Tensor truth, Tensor prediction, int classes)
     {
         using var _ = no_grad();
-        var cells = where(counts, truth.to(int64) * classes + prediction, classes * classes).flatten(); // what is ignored is counted beyond it
+        var cells = (truth.to(int64) * classes + prediction).masked_fill(counts.logical_not(), classes * classes).flatten(); // what is ignored is counted beyond it
         return zeros(classes * classes + 1, int64, cells.device).scatter_add_(0, cells, ones_like(cells)).narrow(0, 0, classes * classes);
     }
 

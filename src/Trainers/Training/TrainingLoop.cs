@@ -46,7 +46,17 @@ internal sealed class TrainingLoop : IDisposable
         _sums = zeros(1 + task.TallySize, float64, device).DetachFromDisposeScope();
         if (options.Ema > 0) _average = _parameters.Master.clone().DetachFromDisposeScope();
         if (task.ValidationPlan.Length > 0) _best = _parameters.Master.clone().DetachFromDisposeScope();
-        if (_checkpoint?.Load(StateTensors()) is { } state)
+        TrainingState? resumed;
+        try
+        {
+            resumed = _checkpoint?.Load(StateTensors());
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+        if (resumed is { } state)
         {
             _state = state;
             _resumedSteps = state.Step;

@@ -108,7 +108,16 @@ internal sealed record ImageInput
     {
         ImageColumnKind.Image => type is ImageDataViewType,
         ImageColumnKind.File => type is TextDataViewType,
-        _ => type is VectorDataViewType vector && vector.ItemType == ((VectorDataViewType)ColumnType).ItemType && vector.Size == Channels * ColumnHeight * ColumnWidth,
+        _ => type is VectorDataViewType vector && vector.ItemType == ((VectorDataViewType)ColumnType).ItemType && HasShape(vector),
+    };
+
+    // A flat vector of the right length is taken, as are [height, width] of one channel; other orders of the same numbers are not.
+    private bool HasShape(VectorDataViewType vector) => vector.Dimensions switch
+    {
+        [var size] => size == Channels * ColumnHeight * ColumnWidth,
+        [var height, var width] => Channels == 1 && (height, width) == (ColumnHeight, ColumnWidth),
+        [var channels, var height, var width] => (channels, height, width) == (Channels, ColumnHeight, ColumnWidth),
+        _ => false,
     };
 
     /// <summary>The column to score; throws when it is missing or of another type.</summary>
@@ -130,6 +139,8 @@ internal sealed record ImageInput
             case TextDataViewType: return new() { Kind = ImageColumnKind.File, Channels = channels };
             case VectorDataViewType vector when (vector.ItemType == NumberDataViewType.Byte || vector.ItemType == NumberDataViewType.Single) && vector.Dimensions.Length is 2 or 3 && vector.IsKnownSize:
                 var size = vector.Dimensions;
+                if (size is [> 4, _, 1 or 3 or 4])
+                    throw new ArgumentException($"Column '{column.Name}' is {column.Type}, which looks like [height, width, channels]; expected [channels, height, width]. Put each channel's plane after the other.");
                 return new()
                 {
                     Kind = vector.ItemType == NumberDataViewType.Byte ? ImageColumnKind.Bytes : ImageColumnKind.Singles,
@@ -194,8 +205,13 @@ internal sealed record ImageInput
         if (Height == 0) return image;
         var (height, width) = ((int)Math.Round(Height / CropFraction), (int)Math.Round(Width / CropFraction));
         if (Resize == ImageResize.Stretch) return image.Resized(height, width);
-        double vertical = (double)height / image.Height, horizontal = (double)width / image.Width;
-        var scale = Resize == ImageResize.Crop ? Math.Max(vertical, horizontal) : Math.Min(vertical, horizontal);
+        if (Resize == ImageResize.Crop)
+        {
+            // What will stick out is cut off before scaling: a strip of 8000 × 1 pixels would become millions wide.
+            var (rows, columns) = (Math.Min(image.Height, Math.Max(1, (int)Math.Round((double)image.Width * height / width))), Math.Min(image.Width, Math.Max(1, (int)Math.Round((double)image.Height * width / height))));
+            return image.Centre(rows, columns).Resized(height, width);
+        }
+        var scale = Math.Min((double)height / image.Height, (double)width / image.Width);
         return image.Resized(Math.Max(1, (int)Math.Round(image.Height * scale)), Math.Max(1, (int)Math.Round(image.Width * scale))).Centre(height, width);
     }
 
@@ -266,7 +282,7 @@ internal sealed record ImageInput
         {
             getter(ref vector);
             if (vector.Length != dense.Length)
-                throw new ArgumentException($"Row {row.Position} of column '{column.Name}' has {vector.Length} numbers; expected {Channels} × {ColumnHeight} × {ColumnWidth} = {dense.Length}.");
+                throw new ArgumentException($"Row {row.Position} of column '{column.Name}' has {vector.Length} numbers; expected {Channels} × {ColumnHeight} × {ColumnWidth} = {dense.Length}. Correct or remove the row.");
             vector.CopyTo(dense);
             var image = PixelImage.FromPlanes<T>(dense, ColumnHeight, ColumnWidth, Channels);
             return () => image;
@@ -281,7 +297,7 @@ internal sealed record ImageInput
         }
         catch (Exception e) when (e is not (OutOfMemoryException or OperationCanceledException))
         {
-            throw new ArgumentException($"Row {row} of column '{column}' cannot be read: {e.Message} Remove the row, or set BadImages to Skip.", e);
+            throw new ArgumentException($"Row {row} of column '{column}' cannot be read: {e.Message} Correct or remove the row (in training, BadImages can leave such rows out).", e);
         }
     }
 }

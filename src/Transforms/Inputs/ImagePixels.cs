@@ -8,6 +8,9 @@ namespace MLSeq;
 /// <summary>The pixels of ML.NET's images.</summary>
 internal static class ImagePixels
 {
+    /// <summary>The most pixels of an image file: a file of some kilobytes can claim any number.</summary>
+    private const long MostPixels = 1L << 28;
+
     /// <summary>The pixels, [height, width], 4 bytes each: blue, green, red, alpha in Bgra32, red, green, blue, alpha in Rgba32, the first the lowest. Colours are as decoded, multiplied by alpha.</summary>
     /// <remarks>
     /// In place of <see cref="MLImage.Pixels"/>, which throws MissingMethodException with SkiaSharp 3: ML.NET 5.0.1 is compiled against SkiaSharp 2, where SKBitmap.GetPixelSpan returned
@@ -28,9 +31,11 @@ internal static class ImagePixels
     public static MLImage Decode(string path)
     {
         using var codec = SKCodec.Create(path, out var result) ?? throw new ArgumentException($"{result}.", nameof(path));
+        if (codec.Info.Width * (long)codec.Info.Height is var count && count is < 1 or > MostPixels)
+            throw new ArgumentException($"it has {codec.Info.Height} × {codec.Info.Width} pixels (height × width); expected at most {MostPixels} in all. Make it smaller first.", nameof(path));
         var alpha = codec.Info.AlphaType == SKAlphaType.Opaque ? SKAlphaType.Opaque : SKAlphaType.Premul;
         var info = new SKImageInfo(codec.Info.Width, codec.Info.Height, SKColorType.Bgra8888, alpha);
-        var pixels = new byte[info.BytesSize];
+        var pixels = new byte[4 * count];
         unsafe
         {
             fixed (byte* data = pixels) result = codec.GetPixels(info, (nint)data);

@@ -33,7 +33,7 @@ internal static class ImageClassificationModelFile
         var label = entries.ReadLabel(spec.Classes);
         using var channel = env.Start("Loading an image classifier");
         var device = DeviceChoice.Resolve(env, null, text => channel.Warning(text));
-        var network = entries.ReadNetwork(() => new ImageClassifier(spec), spec.Backbone.LeastParameters + (long)spec.Backbone.LeastFeatures * spec.Classes);
+        var network = entries.ReadNetwork(() => new ImageClassifier(spec), spec.Backbone.LeastParameters(spec.Channels) + (long)spec.Backbone.LeastFeatures * spec.Classes);
         network.MoveTo(device);
         return new ImageClassificationTransformer(env, new ImageClassificationModel(spec, description.Input, network, device, description.TestTimeFlips), label,
             new(description.Feature, description.Score, description.PredictedLabel));

@@ -32,7 +32,7 @@ internal static class SegmentationModelFile
         var (description, spec) = entries.ReadDescription<Description, ImageSegmenterSpec>(Specify);
         using var channel = env.Start("Loading a segmenter");
         var device = DeviceChoice.Resolve(env, null, text => channel.Warning(text));
-        var network = entries.ReadNetwork(() => new ImageSegmenter(spec), spec.Backbone.LeastParameters + (long)spec.HeadWidth * spec.HeadWidth);
+        var network = entries.ReadNetwork(() => new ImageSegmenter(spec), spec.Backbone.LeastParameters(spec.Channels) + (long)spec.HeadWidth * spec.HeadWidth);
         network.MoveTo(device);
         return new SemanticSegmentationTransformer(env, new SegmentationModel(spec, description.Input, description.Scoring, network, device),
             new(description.Feature, description.PredictedMask, description.Score));

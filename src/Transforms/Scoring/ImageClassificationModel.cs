@@ -36,7 +36,7 @@ internal sealed class ImageClassificationModel
         var batchRows = (int)Math.Clamp(BatchElements / ((long)Input.Height * Input.Width * Input.Channels), 1, 256);
         for (var from = 0; from < images.Count; from += batchRows)
         {
-            var fitted = ManyCores.Select([.. images.Skip(from).Take(batchRows)], load => Input.Fitted(load()));
+            var fitted = ManyCores.Select([.. images.Skip(from).Take(batchRows)], load => load());
             using var scope = NewDisposeScope();
             using var _ = inference_mode();
             var batch = Input.Stack(fitted, Device);
@@ -50,7 +50,18 @@ internal sealed class ImageClassificationModel
         private readonly ClassScores _scores = new(model.Spec.Classes);
         private readonly List<Func<PixelImage>> _images = [];
 
-        public override void Append() => _images.Add(read());
+        // Files are decoded when they are scored; other images are fitted at once, so that a batch of photographs is not held in full size.
+        public override void Append()
+        {
+            var load = read();
+            if (model.Input.Kind == ImageColumnKind.File)
+            {
+                _images.Add(() => model.Input.Fitted(load()));
+                return;
+            }
+            var fitted = model.Input.Fitted(load());
+            _images.Add(() => fitted);
+        }
 
         public override void Score()
         {

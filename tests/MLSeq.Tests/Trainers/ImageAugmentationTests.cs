@@ -294,11 +294,12 @@ public sealed class ImageAugmentationTests
     [Fact]
     public void Crops_come_from_all_of_a_larger_image()
     {
-        var crops = Maps(new() { HorizontalFlip = 1e-9 }, 40, 50, 32, 32, count: 400);
-        Assert.Equal(9, crops.Select(m => m.Y).Distinct().Count());
-        Assert.Equal(19, crops.Select(m => m.X).Distinct().Count());
-        // Without any geometry: the middle.
-        Assert.All(Maps(ImageAugmentation.None, 40, 50, 32, 32, count: 3), m => Assert.Equal((20.5, 25.5, 1, 1), (m.Y, m.X, m.YY, m.XX)));
+        foreach (var augmentation in (ImageAugmentation[])[new() { HorizontalFlip = 1e-9 }, ImageAugmentation.None])
+        {
+            var crops = Maps(augmentation, 40, 50, 32, 32, count: 400);
+            Assert.Equal(9, crops.Select(m => m.Y).Distinct().Count());
+            Assert.Equal(19, crops.Select(m => m.X).Distinct().Count());
+        }
     }
 
     // ---- Nothing.
