@@ -1,3 +1,4 @@
+using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -19,7 +20,11 @@ internal sealed class LstmMixer : TokenMixer
 
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
+        var wanted = is_grad_enabled();
+        // libtorch's form for scoring (oneDNN, libtorch 2.10) gives wrong numbers at some widths on some CPUs; the one for training, which is chosen when gradients are kept, does not.
+        using var _ = x.device_type == DeviceType.CPU ? enable_grad() : null;
         var (y, hidden, cell) = lstm.call(x, state?["hidden"] is { } h ? (h, state["cell"]!) : null);
+        if (!wanted) (y, hidden, cell) = (y.detach(), hidden.detach(), cell.detach());
         state?.Set("hidden", hidden);
         state?.Set("cell", cell);
         return y;

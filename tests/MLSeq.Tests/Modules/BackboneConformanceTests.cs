@@ -150,6 +150,27 @@ public sealed class BackboneConformanceTests
         }
     }
 
+    // Scoring takes other paths through libtorch than training: fused ones, for whole layers.
+    [Theory, MemberData(nameof(Names)), NoTensorLeaks]
+    public void Scores_in_float32_as_in_float64(string name)
+    {
+        using var scope = NewDisposeScope();
+        using var _ = inference_mode();
+        foreach (var width in (int[])[16, 48])
+        {
+            manual_seed(1);
+            using var stack = new SequenceStack(Backbone.Create(name, width, depth: 1));
+            stack.eval();
+            var x = randn(3, 21, width);
+            foreach (var parameter in stack.parameters()) parameter.requires_grad = false;
+            var single = stack.call(x, null, null).to(float64);
+            stack.to(float64);
+            var exact = stack.call(x.to(float64), null, null);
+            var error = ((single - exact).norm() / exact.norm()).item<double>();
+            Assert.True(error < 1e-4, $"width {width}: {error}");
+        }
+    }
+
     [Theory, MemberData(nameof(All)), NoTensorLeaks]
     public void Weights_survive_safetensors_bit_for_bit(string name, bool bidirectional)
     {
