@@ -1,7 +1,6 @@
 // (f) "When is Mamba needed? For classifying images a gated CNN without the state-space model is as good or better; for segmenting them, which is longer and denser work, models with one, or with
 // attention, still win." (Yu and Wang 2024.) One hierarchical network, with nothing, an SSM, attention or a delta rule in its last two stages, everything else alike; trained to classify and to segment.
 using System.Diagnostics;
-using System.Globalization;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 using ScottPlot;
@@ -62,13 +61,13 @@ internal static class MambaOut
     {
         var ml = new MLContext(seed);
         var cifar = folder.Length > 0;
-        var (channels, size) = cifar ? (3, Cifar10.Size) : (1, 8);
+        var (channels, size) = cifar ? (3, Cifar10.Size) : (1, Digits.Size);
         var schema = SchemaDefinition.Create(typeof(PixelRow));
         schema["Image"].ColumnType = new VectorDataViewType(NumberDataViewType.Byte, channels, size, size);
         IDataView View(IEnumerable<LabelledImage> images) => ml.Data.LoadFromEnumerable(images.Select(image => new PixelRow { Label = image.Label, Image = image.Pixels }).ToArray(), schema);
         var (train, test) = cifar
             ? (View(Cifar10.Train(folder)), View(Cifar10.Test(folder)))
-            : (View(Digits().Where((_, i) => i % 5 != 0).Take(lab.Size(200, 10_000, 10_000))), View(Digits().Where((_, i) => i % 5 == 0)));
+            : (View(Digits.Read().Where((_, i) => i % 5 != 0).Take(lab.Size(200, 10_000, 10_000))), View(Digits.Read().Where((_, i) => i % 5 == 0)));
         double speed = 0;
         var network = Network(lab, mixer, stem: 1);
         var trainer = ml.MulticlassClassification.Trainers.ImageClassification(new ImageClassificationTrainer.Options
@@ -136,10 +135,6 @@ internal static class MambaOut
             _ => 2 * 8 * places * width * 32,
         };
     }
-
-    private static IEnumerable<LabelledImage> Digits()
-        => File.ReadLines(Path.Combine(AppContext.BaseDirectory, "data", "digits.csv")).Select(line => line.Split(','))
-            .Select(parts => new LabelledImage(int.Parse(parts[64], CultureInfo.InvariantCulture), [.. parts[..64].Select(part => (byte)(15 * int.Parse(part, CultureInfo.InvariantCulture)))]));
 
     private static void Draw(Lab lab, string classifying, string segmenting, List<(string Name, double Accuracy, double IoU)> bars)
     {

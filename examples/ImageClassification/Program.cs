@@ -20,7 +20,7 @@ var quick = command.Has("--quick");
 var source = command.Get("--data", "digits");
 var (train, test, recipe) = source switch
 {
-    "digits" => Digits(),
+    "digits" => DigitImages(),
     "fashion-mnist" => FashionMnistImages(),
     "cifar10" => CifarImages(),
     _ => Folder(source),
@@ -32,7 +32,7 @@ TimeSpan? reached = null;
 var console = new ConsoleProgress();
 recipe.LabelColumnName = "Label";
 recipe.FeatureColumnName = "Image";
-recipe.Backbone = command.Get("--backbone", "") is { Length: > 0 } name ? Chosen(name) : recipe.Backbone;
+recipe.Backbone = command.VisionBackbone(recipe.Backbone);
 recipe.Epochs = (int)command.Get("--epochs", quick ? 1 : recipe.Epochs);
 recipe.BatchSize = (int)command.Get("--batch", recipe.BatchSize);
 recipe.LearningRate = command.Get("--rate", recipe.LearningRate);
@@ -73,12 +73,10 @@ IEnumerable<int> Scores(ITransformer scorer)
     => scorer.Transform(test).GetColumn<float[]>("Score").SelectMany(scores => scores.Select(BitConverter.SingleToInt32Bits)).ToArray();
 
 // 1,797 digits of 8 × 8 pixels with 17 levels; every fifth is for testing.
-(IDataView, IDataView, ImageClassificationTrainer.Options) Digits()
+(IDataView, IDataView, ImageClassificationTrainer.Options) DigitImages()
 {
-    var rows = File.ReadLines(Path.Combine(AppContext.BaseDirectory, "data", "digits.csv")).Select(line => line.Split(',')).Select(parts
-        => new LabelledImage(int.Parse(parts[64], CultureInfo.InvariantCulture), [.. parts[..64].Select(part => (byte)(15 * int.Parse(part, CultureInfo.InvariantCulture)))])).ToArray();
-    string[] names = [.. Enumerable.Range(0, 10).Select(digit => digit.ToString(CultureInfo.InvariantCulture))];
-    return (View(rows.Where((_, i) => i % 5 != 0), names, 1, 8), View(rows.Where((_, i) => i % 5 == 0), names, 1, 8), new()
+    var rows = Digits.Read().ToArray();
+    return (View(rows.Where((_, i) => i % 5 != 0), Digits.Names, 1, Digits.Size), View(rows.Where((_, i) => i % 5 == 0), Digits.Names, 1, Digits.Size), new()
     {
         Backbone = VisionBackbone.Cnn(widths: [32, 64, 128]), Epochs = 40, BatchSize = 64, LearningRate = 3e-3, WeightDecay = 0.05, LabelSmoothing = 0.1, Ema = 0.99,
         Augmentation = new() { Translation = 0.125, Rotation = 10, Zoom = 0.1 },
@@ -123,20 +121,6 @@ IDataView View(IEnumerable<LabelledImage> images, IReadOnlyList<string> names, i
     var schema = SchemaDefinition.Create(typeof(PixelRow));
     schema["Image"].ColumnType = new VectorDataViewType(NumberDataViewType.Byte, channels, size, size);
     return ml.Data.LoadFromEnumerable(images.Select(image => new PixelRow(names[image.Label], image.Pixels)).ToArray(), schema);
-}
-
-static VisionBackbone Chosen(string name)
-{
-    try
-    {
-        return VisionBackbone.Create(name);
-    }
-    catch (ArgumentException e)
-    {
-        Console.Error.WriteLine(e.Message);
-        Environment.Exit(2);
-        throw;
-    }
 }
 
 internal sealed class PixelRow(string name, byte[] image)

@@ -29,7 +29,7 @@ var crop = (int)command.Get("--crop", 0);
 
 var options = new SemanticSegmentationTrainer.Options
 {
-    Backbone = command.Get("--backbone", "") is { Length: > 0 } name ? Chosen(name) : VisionBackbone.Cnn(widths: [16, 32, 64, 128, 160]),
+    Backbone = command.VisionBackbone(VisionBackbone.Cnn(widths: [16, 32, 64, 128, 160])),
     ClassNames = classes,
     CropHeight = crop, CropWidth = crop, MaskAsImage = true,
     Epochs = (int)command.Get("--epochs", quick ? 1 : 30), BatchSize = (int)command.Get("--batch", 8), LearningRate = command.Get("--rate", 3e-3),
@@ -76,20 +76,6 @@ static byte[] BlueRule(string path)
     using var image = MLImage.CreateFromFile(path);
     var pixels = image.GetBGRPixels;
     return [.. Enumerable.Range(0, pixels.Length / 3).Select(i => (byte)(pixels[3 * i] > pixels[3 * i + 2] + 8 ? 1 : 0))];
-}
-
-static VisionBackbone Chosen(string name)
-{
-    try
-    {
-        return VisionBackbone.Create(name);
-    }
-    catch (ArgumentException e)
-    {
-        Console.Error.WriteLine(e.Message);
-        Environment.Exit(2);
-        throw;
-    }
 }
 
 internal sealed class RuleRow

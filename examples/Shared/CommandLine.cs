@@ -40,11 +40,17 @@ public sealed class CommandLine
 
     /// <summary>The backbone named by <c>--backbone</c>.</summary>
     public Backbone Backbone(string otherwise, int width, int depth = 0, bool bidirectional = true)
+        => Known(() => MLSeq.Backbone.Create(Get("--backbone", otherwise), (int)Get("--width", width), (int)Get("--depth", depth), bidirectional));
+
+    /// <summary>The vision backbone named by <c>--backbone</c>, or the default.</summary>
+    public VisionBackbone VisionBackbone(VisionBackbone otherwise)
+        => Get("--backbone", "") is { Length: > 0 } name ? Known(() => MLSeq.VisionBackbone.Create(name)) : otherwise;
+
+    private T Known<T>(Func<T> create)
     {
-        var name = Get("--backbone", otherwise);
         try
         {
-            return MLSeq.Backbone.Create(name, (int)Get("--width", width), (int)Get("--depth", depth), bidirectional);
+            return create();
         }
         catch (ArgumentException e)
         {

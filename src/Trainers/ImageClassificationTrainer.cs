@@ -98,7 +98,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
         var run = new TrainingRun(_host, channel, _options);
         var (imageInput, data) = Read(channel, input, labelColumn, run.Seed);
         var spec = new ImageClassifierSpec(_options.Backbone, imageInput.Channels, classes, _options.HeadDropout);
-        if (_options.WarmStart is { } start && start.Backbone != spec.Backbone) throw _host.Except($"WarmStart has the backbone {start.Backbone.ToJson()}; expected {spec.Backbone.ToJson()}.");
+        run.CheckWarmStart(_options.WarmStart?.Backbone.ToJson(), spec.Backbone.ToJson());
 
         using var scope = NewDisposeScope();
         using var network = run.CreateNetwork(() => new ImageClassifier(spec), _options.WarmStart?.Model.Network);
@@ -141,8 +141,7 @@ public sealed class ImageClassificationTrainer : IEstimator<ImageClassificationT
             CropFraction = _options.CropFraction,
             Folder = _options.ImageFolder,
         };
-        if (input.Kind == ImageColumnKind.Singles && _options.Augmentation.RandAugmentLayers > 0)
-            throw _host.Except("Augmentation.RandAugmentLayers needs images of bytes, 0 to 255; the column holds Singles. Set it to 0, or convert the column to Byte.");
+        ImageColumns.CheckAugmentation(_host, _options.Augmentation, input);
         if (input.Height == 0 && input.ColumnHeight > 0) input = input with { Height = input.ColumnHeight, Width = input.ColumnWidth };
         if (input.Height == 0 && input.CropFraction < 1)
             throw _host.Except($"CropFraction is {input.CropFraction}, but there is no size that images are fitted to. Set ImageHeight and ImageWidth, or leave CropFraction at 1.");

@@ -150,7 +150,7 @@ public sealed class SemanticSegmentationTrainer : IEstimator<SemanticSegmentatio
         var (imageInput, data) = Read(channel, input, run.Seed);
         var (cropHeight, cropWidth, scoring) = Sizes(imageInput, data.Training);
         var spec = new ImageSegmenterSpec(_options.Backbone, imageInput.Channels, _options.Classes, _options.HeadWidth);
-        if (_options.WarmStart is { } start && start.Backbone != spec.Backbone) throw _host.Except($"WarmStart has the backbone {start.Backbone.ToJson()}; expected {spec.Backbone.ToJson()}.");
+        run.CheckWarmStart(_options.WarmStart?.Backbone.ToJson(), spec.Backbone.ToJson());
 
         using var scope = NewDisposeScope();
         using var network = run.CreateNetwork(() => new ImageSegmenter(spec), _options.WarmStart?.Model.Network);
@@ -191,8 +191,7 @@ public sealed class SemanticSegmentationTrainer : IEstimator<SemanticSegmentatio
     private (ImageInput Input, TrainingSplit<ImageData> Data) Read(IChannel channel, IDataView view, ulong seed)
     {
         var input = ImageInput.For(view.Schema[_options.FeatureColumnName], _options.Channels);
-        if (input.Kind == ImageColumnKind.Singles && _options.Augmentation.RandAugmentLayers > 0)
-            throw _host.Except("Augmentation.RandAugmentLayers needs images of bytes, 0 to 255; the column holds Singles. Set it to 0, or convert the column to Byte.");
+        ImageColumns.CheckAugmentation(_host, _options.Augmentation, input);
         var readers = new ConcurrentBag<MaskReader>();
         var reading = new ImageData.Reading(_options.FeatureColumnName, _options.LabelColumnName, (row, column) => ReadMasks(row, column, readers), NeedsImage: true, _options.BadImages, long.MaxValue,
             DependsOnOrder: () => readers.Any(reader => reader.WhiteIsClass) && readers.Any(reader => reader.WhiteIsIgnored));

@@ -81,7 +81,7 @@ public sealed class SequenceClassificationTrainer : IEstimator<SequenceClassific
         var (sequenceInput, training) = ReadTraining(channel, input);
         var (validation, trainingRows, validationRows) = ReadValidation(channel, training, sequenceInput, labelColumn, run.Seed);
         var spec = new SequenceClassifierSpec(_options.Backbone, sequenceInput.Element, _options.Pooling, classes, _options.ElementDropout, _options.HeadDropout);
-        if (_options.WarmStart is { } start && start.Backbone != spec.Backbone) throw _host.Except($"WarmStart has the backbone {start.Backbone.ToJson()}; expected {spec.Backbone.ToJson()}.");
+        run.CheckWarmStart(_options.WarmStart?.Backbone.ToJson(), spec.Backbone.ToJson());
 
         using var scope = NewDisposeScope();
         using var network = run.CreateNetwork(() => new SequenceClassifier(spec), _options.WarmStart?.Model.Network);

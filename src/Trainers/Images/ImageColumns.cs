@@ -20,6 +20,13 @@ internal static class ImageColumns
             throw context.ExceptSchemaMismatch("inputSchema", "feature", feature.Name, (files ? "Image, Text (the path of a file)" : "Image") + ", or a vector of Byte or Single of known size", feature.GetTypeString());
     }
 
+    /// <summary>Checks that images of this kind can be varied so.</summary>
+    public static void CheckAugmentation(IExceptionContext context, ImageAugmentation augmentation, ImageInput input)
+    {
+        if (input.Kind == ImageColumnKind.Singles && augmentation.RandAugmentLayers > 0)
+            throw context.Except("Augmentation.RandAugmentLayers needs images of bytes, 0 to 255; the column holds Singles. Set it to 0, or convert the column to Byte.");
+    }
+
     /// <summary>Joins training with validation data, and learns the channels' scale from the rows to train on.</summary>
     public static (TrainingSplit<ImageData> Data, ImageInput Input) Split(IHost host, TrainingOptions options, ImageData training, DataViewSchema.Column feature, DataViewSchema.Column label, ulong seed,
         (int[] Training, int[] Validation) apart, Func<IDataView, ImageData> read, IChannel channel)

@@ -30,6 +30,14 @@ internal sealed class TrainingRun
 
     public ulong Seed { get; }
 
+    /// <summary>Checks that a warm start, if there is one, has the same backbone.</summary>
+    /// <param name="got">Its backbone in JSON; null: there is none.</param>
+    /// <param name="expected">The backbone to train.</param>
+    public void CheckWarmStart(string? got, string expected)
+    {
+        if (got is not null && got != expected) throw _host.Except($"WarmStart has the backbone {got}; expected {expected}.");
+    }
+
     /// <summary>Makes a network from the seed, with the weights of a warm start where they fit.</summary>
     public TNetwork CreateNetwork<TNetwork>(Func<TNetwork> create, nn.Module? warmStart) where TNetwork : nn.Module
     {
