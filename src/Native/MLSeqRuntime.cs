@@ -14,6 +14,12 @@ namespace MLSeq;
 /// </remarks>
 public static class MLSeqRuntime
 {
+    /// <summary>The environment variable that <see cref="Operators"/> begins with: auto, naive, chunked or fused.</summary>
+    public const string OperatorsVariable = "MLSEQ_OPERATORS";
+
+    /// <summary>In which form the recurrences are computed, in the whole process: to compare forms, or to leave a kernel out that does not work somewhere.</summary>
+    public static OperatorForm Operators { get; set; } = Enum.TryParse<OperatorForm>(Environment.GetEnvironmentVariable(OperatorsVariable), ignoreCase: true, out var form) ? form : OperatorForm.Auto;
+
     /// <summary>Loads libtorch now. Repeated calls are free.</summary>
     /// <exception cref="LibTorchLoadException">It cannot be loaded. The message says what was tried and the remedy.</exception>
     public static void EnsureLoaded() => LibTorchLoader.EnsureLoaded();

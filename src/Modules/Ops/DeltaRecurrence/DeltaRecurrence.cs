@@ -13,8 +13,6 @@ namespace MLSeq;
 /// </remarks>
 public static class DeltaRecurrence
 {
-    private const long NaiveUpTo = 2; // streaming: a chunk of one element would only be overhead
-
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>
     /// <param name="k">Keys, [b, t, h, K].</param>
@@ -34,7 +32,11 @@ public static class DeltaRecurrence
             beta = beta.masked_fill(padded, 0);
             logDecay = logDecay?.masked_fill(padded, 0);
         }
-        return q.shape[1] <= NaiveUpTo ? Naive(q, k, v, beta, logDecay, initialState) : Chunked(q, k, v, beta, logDecay, initialState);
+        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        {
+            OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
+            _ => Chunked(q, k, v, beta, logDecay, initialState),
+        };
     }
 
     /// <summary>The specification: the equations, step by step.</summary>

@@ -32,10 +32,12 @@ public static class GatedLinearRecurrence
             k = k.masked_fill(real.logical_not(), 0);
             if (logDecay is not null) logDecay = PerStep(logDecay, q).masked_fill((logDecay.dim() == 4 ? real : real.squeeze(-1)).logical_not(), 0);
         }
-        return q.shape[1] <= NaiveUpTo ? Naive(q, k, v, logDecay, initialState) : Chunked(q, k, v, logDecay, initialState);
+        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        {
+            OperatorForm.Naive => Naive(q, k, v, logDecay, initialState),
+            _ => Chunked(q, k, v, logDecay, initialState),
+        };
     }
-
-    private const long NaiveUpTo = 2; // streaming: a chunk of one element would only be overhead
 
     /// <summary>The specification: the equations, step by step.</summary>
     /// <inheritdoc cref="Run"/>

@@ -10,8 +10,6 @@ namespace MLSeq;
 /// <remarks>Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023, equation 2 and algorithm 2. Symbols: b batch, t time, c channels, n states per channel.</remarks>
 public static class SelectiveScan
 {
-    private const long NaiveUpTo = 2; // streaming: a scan of one element would only be overhead
-
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="x">Input, [b, t, c].</param>
     /// <param name="delta">Step Δ, not negative, [b, t, c].</param>
@@ -26,7 +24,11 @@ public static class SelectiveScan
     {
         Check(x, delta, a, inputMap, outputMap, initialState);
         if (padding is not null) delta = padding.Fill(delta, 0);
-        return x.shape[1] <= NaiveUpTo ? Naive(x, delta, a, inputMap, outputMap, initialState) : Chunked(x, delta, a, inputMap, outputMap, initialState);
+        return OperatorChoice.For(x.shape[1], hasFused: false) switch
+        {
+            OperatorForm.Naive => Naive(x, delta, a, inputMap, outputMap, initialState),
+            _ => Chunked(x, delta, a, inputMap, outputMap, initialState),
+        };
     }
 
     /// <summary>The specification: the equations, step by step.</summary>
