@@ -9,7 +9,7 @@
 // The gradient runs the other way, from h kept at every chunk's start:  dh_t = dy_t C_tᵀ + e^{Δ_{t+1} A} ∘ dh_{t+1}.
 //
 // Macros: TYPE of x, B, C, y; DELTA, the type of Δ; STATES n (at most 128); CHANNELS per thread; WARPS per block; CHUNK positions; STEPS that the gradient
-// holds in registers at once (divides CHUNK); STAGES 2: the gradient fetches a chunk ahead, 1: it does not.
+// holds in registers at once (divides CHUNK); STAGES 2: the gradient fetches a chunk ahead, 1: it does not; BLOCKS of the gradient that a multiprocessor should hold.
 
 constexpr int power_of_two(int least) { int x = 1; while (x < least) x *= 2; return x; }
 
@@ -341,7 +341,7 @@ struct Workspace
     float sums[CHUNK][WARPS][2][padded];        // dB and dC over a warp's channels
 };
 
-KERNEL(selective_scan_backward, Scan, threads)
+KERNEL_MIN_BLOCKS(selective_scan_backward, Scan, threads, BLOCKS)
 {
     SHARED_MEMORY(memory);
     Workspace& work = *(Workspace*)memory;
