@@ -13,6 +13,8 @@
 // The sums of dq and dk go from block to block: what was gathered fades from one middle to the next, like a state, and the next block's part is added.
 //
 // vector_states runs over time and leaves the state at each chunk's edge (forwards S, backwards dS); vector_output and vector_gradient then serve all chunks at once.
+// A decay of zero (log-decay −∞) forgets all: exactly so between chunks, where decays only multiply. Within a chunk they are subtracted, and a step's counts as 2^−14 at least: 6e-5 of what was before it remains until the
+// chunk's end, less than bf16 rounds off; such a decay gets no gradient.
 // Exponents are in base 2. Elements of type TYPE; gated factors, states between chunks and all operands of products are bf16, sums float.
 //
 // Macros: TYPE; K, V: key and value dimensions (multiples of 32, filled up with zeros beyond those of the tensors); STATE_K, STATE_V: the tile of the state that a block of vector_states keeps;
@@ -23,7 +25,7 @@ typedef TYPE Element;
 constexpr int Chunk = 64, Block = 16, Blocks = Chunk / Block, Half = Block / 2, Pairs = Blocks * (Blocks + 1) / 2;
 constexpr int KeyStride = K + 8, ValueStride = V + 8, FactorStride = K / 2 + 4; // of rows in shared memory: no two rows that are read together share banks
 constexpr float Log2E = 1.4426950408889634f;
-constexpr float Floor = -14; // of a step's log-decay in base 2: below the rounding of bf16, and eight steps stay within its range
+constexpr float Floor = -14; // of a step's log-decay in base 2: eight steps stay within the range of bf16
 
 // A tensor [b, t, h, d]: strides in elements; d is contiguous.
 struct Rows { void* start; i64 batch, time, head; };
@@ -93,22 +95,22 @@ template <int Width, int Threads> DEVICE void copy_rows(bf16* to, ChunkRows<cons
     }
 }
 
-template <class T> struct Is16 { static constexpr bool Bf16 = false; };
-template <> struct Is16<bf16> { static constexpr bool Bf16 = true; };
+template <class T> constexpr bool IsBf16 = false;
+template <> constexpr bool IsBf16<bf16> = true;
 
 // Brings what this thread has copied, and waited for, to bf16.
 template <int Width, int Threads> DEVICE void finish_rows(bf16* to)
 {
-    if (Is16<Element>::Bf16) return;
-    for (int piece = threadIdx.x; piece < Chunk * Width / 8; piece += Threads)
-    {
-        u32* x = (u32*)(to + piece / (Width / 8) * (Width + 8) + piece % (Width / 8) * 8);
-        for (int i = 0; i < 4; i++)
+    if constexpr (!IsBf16<Element>)
+        for (int piece = threadIdx.x; piece < Chunk * Width / 8; piece += Threads)
         {
-            float2 y = unpack2<Element>(x[i]);
-            x[i] = pack2<bf16>(y.x, y.y);
+            u32* x = (u32*)(to + piece / (Width / 8) * (Width + 8) + piece % (Width / 8) * 8);
+            for (int i = 0; i < 4; i++)
+            {
+                float2 y = unpack2<Element>(x[i]);
+                x[i] = pack2<bf16>(y.x, y.y);
+            }
         }
-    }
 }
 
 DEVICE float floored(float x) { return x < Floor ? Floor : x; } // keeps NaN
