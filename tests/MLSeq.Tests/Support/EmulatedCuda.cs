@@ -53,7 +53,7 @@ internal sealed class EmulatedCuda : IDisposable
             WorkingDirectory = folder.Path,
             RedirectStandardError = true,
         };
-        foreach (var argument in $"-std=c++17 -O2 -w -shared -fPIC -x c++ -include emulator.h {macros} {file}.cu -o {file}.so".Split(' ', StringSplitOptions.RemoveEmptyEntries)) start.ArgumentList.Add(argument);
+        foreach (var argument in $"-std=c++17 -O1 -w -shared -fPIC -x c++ -include emulator.h {macros} {file}.cu -o {file}.so".Split(' ', StringSplitOptions.RemoveEmptyEntries)) start.ArgumentList.Add(argument);
         using var process = Process.Start(start)!;
         var errors = process.StandardError.ReadToEnd();
         process.WaitForExit();
