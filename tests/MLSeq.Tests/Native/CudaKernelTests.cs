@@ -140,7 +140,7 @@ public sealed unsafe class CudaKernelTests : IDisposable
     }
 
     [Fact]
-    public void Every_kernel_file_compiles_where_there_is_NVRTC()
+    public void The_primitives_compile_where_there_is_NVRTC()
     {
         if (!Nvrtc.TryFind(new Version(99, 0), out var nvrtc, out _)) return;
         foreach (var architecture in (int[])[80, 90])
