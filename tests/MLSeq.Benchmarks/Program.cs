@@ -10,6 +10,8 @@ var command = new CommandLine(args, """
            MLSeq.Benchmarks vision    [--device cpu|cuda] [--fed resident|memory|files] [--models a,b] [--batch N] [--image-size N] [--steps N] [--epochs N] [--quick]
                                       training throughput through Fit at 224 x 224, batch 128
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
+           MLSeq.Benchmarks latency   [--backbones a,b] [--quick]
+                                      one element of a stream and one row of a PredictionEngine, on the CPU
            MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
            MLSeq.Benchmarks accuracy  [--only dna|vowels|sms|ag-news-10k] [--ag-news FOLDER] [--backbones a,b] [--out FILE] [--quick]
                                       the examples beside ML.NET's own trainers; FOLDER holds train.csv and test.csv with label,text
@@ -21,9 +23,10 @@ switch (args.FirstOrDefault())
     case "operators": OperatorBenchmark.Run(command); break;
     case "vision": VisionBenchmark.Run(command); break;
     case "overhead": OverheadBenchmark.Run(command); break;
+    case "latency": LatencyBenchmark.Run(command); break;
     case "soak": SoakBenchmark.Run(command); break;
     case "accuracy": AccuracyBenchmark.Run(command); break;
     default:
-        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|operators|vision|overhead|soak|accuracy --help");
+        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|operators|vision|overhead|latency|soak|accuracy --help");
         break;
 }
