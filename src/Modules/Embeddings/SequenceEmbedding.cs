@@ -9,8 +9,23 @@ namespace MLSeq;
 /// <summary>Turns the elements of a batch into vectors: [batch, time, width].</summary>
 internal abstract class SequenceEmbedding(string name) : nn.Module<SequenceBatch, Tensor>(name)
 {
+    private readonly List<SpanTable> _tables = [];
+
     /// <summary>The form over spans, for one sequence.</summary>
     internal abstract SpanEmbedding OverSpans();
+
+    /// <summary>A learned table over spans; it lives as long as the module.</summary>
+    private protected SpanTable Table(Tensor weight)
+    {
+        _tables.Add(new SpanTable(weight));
+        return _tables[^1];
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) _tables.ForEach(table => table.Dispose());
+        base.Dispose(disposing);
+    }
 }
 
 /// <summary>Numeric elements: an affine map of the channels of each position.</summary>
@@ -48,7 +63,7 @@ internal sealed class TokenEmbedding : SequenceEmbedding
 
     internal override SpanEmbedding OverSpans()
     {
-        var vectors = new SpanTable(table.weight!);
+        var vectors = Table(table.weight!);
         return (row, x) =>
         {
             for (var t = 0; t < x.Count; t++) vectors[row.Tokens[t]].CopyTo(x[t]);
@@ -83,7 +98,7 @@ internal sealed class WordPieceEmbedding : SequenceEmbedding
 
     internal override SpanEmbedding OverSpans()
     {
-        var vectors = new SpanTable(table.weight!);
+        var vectors = Table(table.weight!);
         return (row, x) =>
         {
             for (var t = 0; t < x.Count; t++)
@@ -99,7 +114,7 @@ internal sealed class WordPieceEmbedding : SequenceEmbedding
 }
 
 /// <summary>The rows of a table [rows, width], where they are: tables may be large.</summary>
-internal sealed unsafe class SpanTable
+internal sealed unsafe class SpanTable : IDisposable
 {
     private readonly Tensor _table;
     private readonly float* _first;
@@ -107,8 +122,9 @@ internal sealed unsafe class SpanTable
 
     public SpanTable(Tensor table)
     {
-        (_table, _rows, _width) = (table, checked((int)table.shape[0]), checked((int)table.shape[1]));
-        _first = (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(table.bytes));
+        _table = table.detach().DetachFromDisposeScope();
+        (_rows, _width) = (checked((int)table.shape[0]), checked((int)table.shape[1]));
+        _first = (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(_table.bytes));
     }
 
     /// <exception cref="ObjectDisposedException">The network was disposed.</exception>
@@ -116,9 +132,11 @@ internal sealed unsafe class SpanTable
     {
         get
         {
-            ObjectDisposedException.ThrowIf(_table.IsInvalid, _table);
+            ObjectDisposedException.ThrowIf(_table.IsInvalid, typeof(SequenceEmbedding));
             ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)row, (uint)_rows, nameof(row));
             return new(_first + (long)row * _width, _width);
         }
     }
+
+    public void Dispose() => _table.Dispose();
 }
