@@ -12,7 +12,7 @@ namespace MLSeq;
 /// Without decay a it is DeltaNet (Schlag et al. 2021, equation 24; Yang et al. 2024, equation 1), with it Gated DeltaNet (Yang et al. 2024b, equation 10). Keys should have length 1 and
 /// β lie in [0, 1] (up to 2 keeps it stable). Symbols: b batch, t time, h heads, K key size, V value size. Queries are used as given.
 /// </remarks>
-public static class DeltaRecurrence
+public static partial class DeltaRecurrence
 {
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>

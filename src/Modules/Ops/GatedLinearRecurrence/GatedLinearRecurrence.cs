@@ -13,7 +13,7 @@ namespace MLSeq;
 /// dimension is gated linear attention (Yang et al. 2023, equation 3).</para>
 /// <para>Symbols: b batch, t time, h heads, K key size, V value size. Queries are used as given: divide them by √K beforehand where a paper does.</para>
 /// </remarks>
-public static class GatedLinearRecurrence
+public static partial class GatedLinearRecurrence
 {
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>

@@ -9,7 +9,7 @@ namespace MLSeq;
 /// own small state.
 /// </summary>
 /// <remarks>Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023, equation 2 and algorithm 2. Symbols: b batch, t time, c channels, n states per channel.</remarks>
-public static class SelectiveScan
+public static partial class SelectiveScan
 {
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="x">Input, [b, t, c].</param>
