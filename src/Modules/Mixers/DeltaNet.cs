@@ -32,15 +32,12 @@ internal sealed class DeltaNet : TokenMixer
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         var width = x.shape[2];
-        var parts = convolution.call(project.call(x), state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = UnitHeads.Run(convolution.call(project.call(x), state), _heads, queryDivisor: Math.Sqrt(width / _heads));
         var beta = strength.call(x).sigmoid(); // [batch, time, h]
         var (read, memory) = DeltaRecurrence.Run(q, k, v, beta, initialState: state?[Memory]);
         state?.Set(Memory, memory);
         return output.call(norm.call(read, null));
     }
-
-    internal static Tensor UnitLength(Tensor x) => nn.functional.normalize(x, dim: -1, eps: 1e-6);
 }
 
 /// <summary>DeltaNet in residual blocks. Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024.</summary>

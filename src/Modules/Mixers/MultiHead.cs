@@ -37,8 +37,6 @@ internal static class HeadViews
 /// <summary>What linear recurrences put after reading: <c>y = RMSNorm(o) ∘ w ∘ silu(g)</c>, the norm over each head. Zhang and Sennrich 2019; the gate as in RetNet, equation 8.</summary>
 internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
 {
-    private const double Epsilon = 1e-5;
-
     private readonly Parameter weight;
 
     public GatedHeadNorm(long size) : base(nameof(GatedHeadNorm))
@@ -50,12 +48,7 @@ internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
     /// <param name="o">[batch, time, heads, size].</param>
     /// <param name="gate">[batch, time, heads · size], or null.</param>
     /// <returns>[batch, time, heads · size].</returns>
-    public override Tensor forward(Tensor o, Tensor? gate)
-    {
-        var type = Chunks.StateType(o);
-        var y = (o * (o.to(type).square().mean([-1L], keepdim: true) + Epsilon).rsqrt().to(o.dtype) * weight).MergeHeads();
-        return gate is null ? y : y * nn.functional.silu(gate);
-    }
+    public override Tensor forward(Tensor o, Tensor? gate) => HeadNorm.Run(o, weight, gate);
 }
 
 /// <summary>Depthwise causal convolution over a few elements, then SiLU: what lets a recurrence compare neighbours before it writes.</summary>
