@@ -9,20 +9,27 @@ namespace MLSeq;
 /// <summary>What stands between two parts of a residual network: <c>s = x + u</c>, <c>y = LayerNorm(s)</c>. On CUDA one pass, and one for the gradient.</summary>
 internal sealed class AddNorm : OperatorFunction<AddNorm>
 {
-    private const float Epsilon = 1e-5f; // nn.LayerNorm's own
+    private const double Epsilon = 1e-5; // nn.LayerNorm's own
 
     /// <param name="x">[.., width].</param>
     /// <param name="update">u, [.., width]; null: there is none, and s is x.</param>
-    /// <param name="norm">LayerNorm over the width, with nn.LayerNorm's default ε.</param>
+    /// <param name="norm">Over the width, with nn.LayerNorm's default ε.</param>
     /// <returns>s and y.</returns>
-    public static (Tensor Sum, Tensor Norm) Run(Tensor x, Tensor? update, LayerNorm norm)
+    public static (Tensor Sum, Tensor Norm) Run(Tensor x, Tensor? update, LayerNorm norm) => Run(x, update, norm.weight, norm.bias!);
+
+    /// <param name="x">[.., width].</param>
+    /// <param name="update">u.</param>
+    /// <param name="weight">Of the norm, [width].</param>
+    /// <param name="bias">Of the norm, [width].</param>
+    /// <returns>s and y.</returns>
+    public static (Tensor Sum, Tensor Norm) Run(Tensor x, Tensor? update, Tensor weight, Tensor bias)
     {
-        if (!RowKernels.Serve(x.shape[^1], x, update, norm.weight, norm.bias))
+        if (!RowKernels.Serve(x.shape[^1], x, update, weight, bias))
         {
             var sum = update is null ? x : x + update;
-            return (sum, norm.call(sum));
+            return (sum, nn.functional.layer_norm(sum, [x.shape[^1]], weight, bias, Epsilon));
         }
-        var outputs = OperatorFunction<AddNorm>.Run(x, update, norm.weight, norm.bias);
+        var outputs = OperatorFunction<AddNorm>.Run(x, update, weight, bias);
         return (update is null ? x : outputs[1], outputs[0]);
     }
 
@@ -34,7 +41,7 @@ internal sealed class AddNorm : OperatorFunction<AddNorm>
         var parameters = new Parameters
         {
             X = CudaKernel.Address(x), Update = CudaElements.AddressOrNull(update), Weight = CudaKernel.Address(weight), Bias = CudaKernel.Address(bias),
-            Sum = CudaKernel.Address(sum), Y = CudaKernel.Address(y), Rows = x.numel() / x.shape[^1], Epsilon = Epsilon,
+            Sum = CudaKernel.Address(sum), Y = CudaKernel.Address(y), Rows = x.numel() / x.shape[^1], Epsilon = (float)Epsilon,
         };
         kernels.Get("add_norm_forward").Launch(in parameters, (kernels.Blocks(parameters.Rows), 1, 1), RowKernels.Threads);
         return (update is null ? [y] : [y, sum], [sum, weight]);
@@ -52,7 +59,7 @@ internal sealed class AddNorm : OperatorFunction<AddNorm>
         var parameters = new Parameters
         {
             X = CudaKernel.Address(sum), Weight = CudaKernel.Address(weight), Dy = CudaKernel.Address(dy), DSum = CudaElements.AddressOrNull(dSum),
-            Dx = CudaKernel.Address(dx), Sums = CudaKernel.Address(sums), Rows = rows, Epsilon = Epsilon,
+            Dx = CudaKernel.Address(dx), Sums = CudaKernel.Address(sums), Rows = rows, Epsilon = (float)Epsilon,
         };
         kernels.Get("add_norm_backward").Launch(in parameters, (blocks, 1, 1), RowKernels.Threads, kernels.SharedBytes);
         var dWeights = kernels.Sum(sums, weight.dtype);
