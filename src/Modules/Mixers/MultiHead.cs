@@ -45,6 +45,9 @@ internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
         RegisterComponents();
     }
 
+    /// <summary>w, [size].</summary>
+    public Tensor Weight => weight;
+
     /// <param name="o">[batch, time, heads, size].</param>
     /// <param name="gate">[batch, time, heads · size], or null.</param>
     /// <returns>[batch, time, heads · size].</returns>

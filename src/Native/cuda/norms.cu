@@ -2,9 +2,10 @@
 //
 // LANES lanes of a warp hold a row of WIDTH elements in registers, 16 bytes at a time: pack n of lane l begins at column (n LANES + l) SIZE. The gradient of a weight is summed over the rows of
 // a group of lanes, over the groups of a block and over blocks (column_sums), always in the same order.
-// Macros: TYPE (bf16, fp16, fp32); WIDTH; LANES (a power of 2, at most 32); ALIGNED (1: all rows begin and end at multiples of 16 bytes).
+// Macros: TYPE (bf16, fp16, fp32); WIDTH; LANES (a power of 2, at most 32); ALIGNED (1: all rows begin and end at multiples of 16 bytes); the kind of norm: ADD, HEADS, SKIP (with HEAD) or UNIT.
 
 constexpr int THREADS = 256, SIZE = Pack<TYPE>::size, PACKS = (WIDTH + LANES * SIZE - 1) / (LANES * SIZE), GROUPS = THREADS / LANES;
+constexpr int MIN_BLOCKS = PACKS * SIZE <= 16 ? 2 : 1; // per multiprocessor: wide rows need the registers
 
 #define EACH_PACK _Pragma("unroll") for (int n = 0; n < PACKS; n++)
 #define EACH_ELEMENT EACH_PACK _Pragma("unroll") for (int i = 0; i < SIZE; i++)
@@ -64,7 +65,18 @@ DEVICE void write_sums(float* to, const Row& sums, float* shared)
 
 DEVICE float sigmoid(float x) { return reciprocal_fast(1 + exp2_fast(-1.44269504f * x)); }
 
+// o / √(mean(o²) + ε)
+DEVICE void normalize(Row& o, float epsilon)
+{
+    float squares = 0;
+    EACH_ELEMENT squares += o.pack[n].x[i] * o.pack[n].x[i];
+    float r = rsqrtf(sum_lanes(squares) / WIDTH + epsilon);
+    EACH_ELEMENT o.pack[n].x[i] *= r;
+}
+
 // ---- s = x + u, y = LayerNorm(s) = (s − mean) / √(variance + ε) ∘ w + b
+
+#ifdef ADD
 
 struct AddNorm
 {
@@ -82,17 +94,12 @@ struct AddNorm
     float epsilon;
 };
 
-// (s − mean) / √(variance + ε), and what divides.
-DEVICE float normalize(Row& s, float epsilon)
+DEVICE void subtract_mean(Row& s)
 {
-    float sum = 0, squares = 0;
+    float sum = 0;
     EACH_ELEMENT sum += s.pack[n].x[i];
     float mean = sum_lanes(sum) / WIDTH;
     EACH_ELEMENT s.pack[n].x[i] = is_column(n, i) ? s.pack[n].x[i] - mean : 0;
-    EACH_ELEMENT squares += s.pack[n].x[i] * s.pack[n].x[i];
-    float r = rsqrtf(sum_lanes(squares) / WIDTH + epsilon);
-    EACH_ELEMENT s.pack[n].x[i] *= r;
-    return r;
 }
 
 KERNEL(add_norm_forward, AddNorm, THREADS)
@@ -109,14 +116,17 @@ KERNEL(add_norm_forward, AddNorm, THREADS)
             EACH_ELEMENT s.pack[n].x[i] = to_float(from_float<TYPE>(s.pack[n].x[i] + u.pack[n].x[i])); // the norm sees what the next block sees
             store_row(p.s + at, s, valid);
         }
-        normalize(s, p.epsilon);
-        EACH_ELEMENT s.pack[n].x[i] = s.pack[n].x[i] * w.pack[n].x[i] + b.pack[n].x[i];
+        subtract_mean(s);
+        float squares = 0;
+        EACH_ELEMENT squares += s.pack[n].x[i] * s.pack[n].x[i];
+        float r = rsqrtf(sum_lanes(squares) / WIDTH + p.epsilon);
+        EACH_ELEMENT s.pack[n].x[i] = s.pack[n].x[i] * r * w.pack[n].x[i] + b.pack[n].x[i];
         store_row(p.y + at, s, valid);
     }
 }
 
 // dx = ds + r (dŝ − mean(dŝ) − ŝ mean(dŝ ∘ ŝ)) with ŝ the normalized row and dŝ = dy ∘ w.
-KERNEL(add_norm_backward, AddNorm, THREADS)
+KERNEL_MIN_BLOCKS(add_norm_backward, AddNorm, THREADS, MIN_BLOCKS)
 {
     SHARED_MEMORY(shared);
     Row w = load_row(p.weight), dw, db;
@@ -129,27 +139,35 @@ KERNEL(add_norm_backward, AddNorm, THREADS)
         Row s = load_row(p.x + at, valid), dy = load_row(p.dy + at, valid), ds;
         if (p.ds != 0) ds = load_row(p.ds + at, valid);
         else clear(ds);
-        float r = normalize(s, p.epsilon), sum = 0, dot = 0;
+        subtract_mean(s);
+        float squares = 0, sum = 0, dot = 0;
         EACH_ELEMENT
         {
-            float g = dy.pack[n].x[i], x = s.pack[n].x[i];
-            dw.pack[n].x[i] += g * x;
-            db.pack[n].x[i] += g;
-            g *= w.pack[n].x[i];
+            float g = dy.pack[n].x[i] * w.pack[n].x[i];
+            squares += s.pack[n].x[i] * s.pack[n].x[i];
             sum += g;
-            dot += g * x;
-            dy.pack[n].x[i] = g;
+            dot += g * s.pack[n].x[i];
         }
+        float r = rsqrtf(sum_lanes(squares) / WIDTH + p.epsilon);
         sum = sum_lanes(sum) / WIDTH;
-        dot = sum_lanes(dot) / WIDTH;
-        EACH_ELEMENT ds.pack[n].x[i] += r * (dy.pack[n].x[i] - sum - s.pack[n].x[i] * dot);
+        dot = sum_lanes(dot) / WIDTH * r;
+        EACH_ELEMENT
+        {
+            float x = s.pack[n].x[i] * r;
+            dw.pack[n].x[i] += dy.pack[n].x[i] * x;
+            db.pack[n].x[i] += dy.pack[n].x[i];
+            ds.pack[n].x[i] += r * (dy.pack[n].x[i] * w.pack[n].x[i] - sum - x * dot);
+        }
         store_row(p.dx + at, ds, valid);
     }
     write_sums(p.sums + (i64)blockIdx.x * 2 * WIDTH, dw, (float*)shared);
     write_sums(p.sums + ((i64)blockIdx.x * 2 + 1) * WIDTH, db, (float*)shared);
 }
+#endif
 
 // ---- y = RMSNorm(o) ∘ w ∘ silu(g) for each head
+
+#ifdef HEADS
 
 struct HeadNorm
 {
@@ -166,16 +184,6 @@ struct HeadNorm
     float epsilon;
 };
 
-// o / √(mean(o²) + ε), and what divides.
-DEVICE float normalize_scale(Row& o, float epsilon)
-{
-    float squares = 0;
-    EACH_ELEMENT squares += o.pack[n].x[i] * o.pack[n].x[i];
-    float r = rsqrtf(sum_lanes(squares) / WIDTH + epsilon);
-    EACH_ELEMENT o.pack[n].x[i] *= r;
-    return r;
-}
-
 KERNEL(head_norm_forward, HeadNorm, THREADS)
 {
     Row w = load_row(p.weight);
@@ -185,7 +193,7 @@ KERNEL(head_norm_forward, HeadNorm, THREADS)
         i64 at = row * WIDTH, token = row / p.heads;
         Row o = load_row(p.o + at, valid), gate;
         if (p.gate != 0) gate = load_row(p.gate + token * p.gateStride + (row - token * p.heads) * WIDTH, valid);
-        normalize_scale(o, p.epsilon);
+        normalize(o, p.epsilon);
         EACH_ELEMENT o.pack[n].x[i] *= w.pack[n].x[i];
         if (p.gate != 0) EACH_ELEMENT o.pack[n].x[i] *= gate.pack[n].x[i] * sigmoid(gate.pack[n].x[i]);
         store_row(p.y + at, o, valid);
@@ -193,7 +201,7 @@ KERNEL(head_norm_forward, HeadNorm, THREADS)
 }
 
 // do = r (dô − ô mean(dô ∘ ô)) with ô the normalized row and dô = dy ∘ w ∘ silu(g).
-KERNEL(head_norm_backward, HeadNorm, THREADS)
+KERNEL_MIN_BLOCKS(head_norm_backward, HeadNorm, THREADS, MIN_BLOCKS)
 {
     SHARED_MEMORY(shared);
     Row w = load_row(p.weight), dw;
@@ -204,30 +212,33 @@ KERNEL(head_norm_backward, HeadNorm, THREADS)
         i64 at = row * WIDTH, token = row / p.heads;
         Row o = load_row(p.o + at, valid), dy = load_row(p.dy + at, valid), gate;
         if (p.gate != 0) gate = load_row(p.gate + token * p.gateStride + (row - token * p.heads) * WIDTH, valid);
-        float r = normalize_scale(o, p.epsilon), dot = 0;
+        float squares = 0, dot = 0;
+        EACH_ELEMENT squares += o.pack[n].x[i] * o.pack[n].x[i];
+        float r = rsqrtf(sum_lanes(squares) / WIDTH + p.epsilon);
         EACH_ELEMENT
         {
-            float g = dy.pack[n].x[i], x = o.pack[n].x[i];
+            float x = o.pack[n].x[i] * r;
             if (p.gate != 0)
             {
                 float z = gate.pack[n].x[i], sigma = sigmoid(z);
-                gate.pack[n].x[i] = g * x * w.pack[n].x[i] * sigma * (1 + z * (1 - sigma));
-                g *= z * sigma;
+                gate.pack[n].x[i] = dy.pack[n].x[i] * x * w.pack[n].x[i] * sigma * (1 + z * (1 - sigma));
+                dy.pack[n].x[i] *= z * sigma;
             }
-            dw.pack[n].x[i] += g * x;
-            g *= w.pack[n].x[i];
-            dot += g * x;
-            dy.pack[n].x[i] = g;
+            dw.pack[n].x[i] += dy.pack[n].x[i] * x;
+            dot += dy.pack[n].x[i] * w.pack[n].x[i] * x;
         }
         dot = sum_lanes(dot) / WIDTH;
-        EACH_ELEMENT o.pack[n].x[i] = r * (dy.pack[n].x[i] - o.pack[n].x[i] * dot);
+        EACH_ELEMENT o.pack[n].x[i] = r * (dy.pack[n].x[i] * w.pack[n].x[i] - o.pack[n].x[i] * r * dot);
         store_row(p.dO + at, o, valid);
         if (p.gate != 0) store_row(p.dGate + at, gate, valid);
     }
     write_sums(p.sums + (i64)blockIdx.x * WIDTH, dw, (float*)shared);
 }
+#endif
 
-// ---- y = RMSNorm((o + d u) ∘ silu(z)) ∘ w: how Mamba-2 ends. A row is all heads; d is one number per head.
+// ---- y = RMSNorm((o + d u) ∘ silu(z)) ∘ w: how Mamba-2 ends. A row is all heads, of HEAD elements; d is one number per head.
+
+#ifdef SKIP
 
 struct SkipNorm
 {
@@ -235,7 +246,7 @@ struct SkipNorm
     const TYPE* u;      // [rows, WIDTH], uStride apart
     const TYPE* z;      // [rows, WIDTH], zStride apart
     const TYPE* weight; // [WIDTH]
-    const TYPE* skip;   // [WIDTH / headSize]: d
+    const TYPE* skip;   // [WIDTH / HEAD]: d
     TYPE* y;            // [rows, WIDTH]
     const TYPE* dy;     // backward
     TYPE* dO;           // [rows, WIDTH]
@@ -243,63 +254,55 @@ struct SkipNorm
     TYPE* dz;           // [rows, WIDTH]
     float* sums;        // [blocks, 2, WIDTH]: dw, dd (of each column)
     i64 rows, uStride, zStride;
-    int headSize;
     float epsilon;
 };
 
-DEVICE Row load_skip(const SkipNorm& p)
-{
-    Row row;
-    EACH_ELEMENT row.pack[n].x[i] = is_column(n, i) ? to_float(p.skip[(column(n) + i) / p.headSize]) : 0;
-    return row;
-}
+// d of an element (a pack within a head needs to look once).
+DEVICE float skip(const SkipNorm& p, int n, int i) { return is_column(n, i) ? to_float(p.skip[(column(n) + (HEAD % SIZE == 0 ? 0 : i)) / HEAD]) : 0; }
 
 KERNEL(skip_norm_forward, SkipNorm, THREADS)
 {
-    Row w = load_row(p.weight), d = load_skip(p);
+    Row w = load_row(p.weight);
     EACH_ROW(row, p.rows)
     {
         bool valid = row < p.rows;
         Row o = load_row(p.o + row * WIDTH, valid), u = load_row(p.u + row * p.uStride, valid), z = load_row(p.z + row * p.zStride, valid);
-        EACH_ELEMENT o.pack[n].x[i] = (o.pack[n].x[i] + d.pack[n].x[i] * u.pack[n].x[i]) * z.pack[n].x[i] * sigmoid(z.pack[n].x[i]);
-        normalize_scale(o, p.epsilon);
+        EACH_ELEMENT o.pack[n].x[i] = (o.pack[n].x[i] + skip(p, n, i) * u.pack[n].x[i]) * z.pack[n].x[i] * sigmoid(z.pack[n].x[i]);
+        normalize(o, p.epsilon);
         EACH_ELEMENT o.pack[n].x[i] *= w.pack[n].x[i];
         store_row(p.y + row * WIDTH, o, valid);
     }
 }
 
 // With s = c ∘ silu(z), c = o + d u: ds as in head_norm_backward; do = ds ∘ silu(z), dz = ds ∘ c ∘ silu'(z).
-KERNEL(skip_norm_backward, SkipNorm, THREADS)
+KERNEL_MIN_BLOCKS(skip_norm_backward, SkipNorm, THREADS, MIN_BLOCKS)
 {
     SHARED_MEMORY(shared);
-    Row w = load_row(p.weight), d = load_skip(p), dw, dd;
+    Row w = load_row(p.weight), dw, dd;
     clear(dw);
     clear(dd);
     EACH_ROW(row, p.rows)
     {
         bool valid = row < p.rows;
-        Row c = load_row(p.o + row * WIDTH, valid), u = load_row(p.u + row * p.uStride, valid), z = load_row(p.z + row * p.zStride, valid), dy = load_row(p.dy + row * WIDTH, valid), s;
+        Row c = load_row(p.o + row * WIDTH, valid), u = load_row(p.u + row * p.uStride, valid), z = load_row(p.z + row * p.zStride, valid), dy = load_row(p.dy + row * WIDTH, valid);
+        float squares = 0, dot = 0;
         EACH_ELEMENT
         {
-            c.pack[n].x[i] += d.pack[n].x[i] * u.pack[n].x[i];
-            s.pack[n].x[i] = c.pack[n].x[i] * z.pack[n].x[i] * sigmoid(z.pack[n].x[i]);
+            c.pack[n].x[i] += skip(p, n, i) * u.pack[n].x[i];
+            float s = c.pack[n].x[i] * z.pack[n].x[i] * sigmoid(z.pack[n].x[i]);
+            squares += s * s;
+            dot += dy.pack[n].x[i] * w.pack[n].x[i] * s;
         }
-        float r = normalize_scale(s, p.epsilon), dot = 0;
+        float r = rsqrtf(sum_lanes(squares) / WIDTH + p.epsilon);
+        dot = sum_lanes(dot) / WIDTH * r;
         EACH_ELEMENT
         {
-            float g = dy.pack[n].x[i];
-            dw.pack[n].x[i] += g * s.pack[n].x[i];
-            g *= w.pack[n].x[i];
-            dot += g * s.pack[n].x[i];
-            dy.pack[n].x[i] = g;
-        }
-        dot = sum_lanes(dot) / WIDTH;
-        EACH_ELEMENT
-        {
-            float ds = r * (dy.pack[n].x[i] - s.pack[n].x[i] * dot), gate = z.pack[n].x[i], sigma = sigmoid(gate), dc = ds * gate * sigma;
-            z.pack[n].x[i] = ds * c.pack[n].x[i] * sigma * (1 + gate * (1 - sigma));
+            float gate = z.pack[n].x[i], sigma = sigmoid(gate), s = c.pack[n].x[i] * gate * sigma * r;
+            float ds = r * (dy.pack[n].x[i] * w.pack[n].x[i] - s * dot), dc = ds * gate * sigma;
+            dw.pack[n].x[i] += dy.pack[n].x[i] * s;
             dd.pack[n].x[i] += dc * u.pack[n].x[i];
-            u.pack[n].x[i] = dc * d.pack[n].x[i];
+            z.pack[n].x[i] = ds * c.pack[n].x[i] * sigma * (1 + gate * (1 - sigma));
+            u.pack[n].x[i] = dc * skip(p, n, i);
             c.pack[n].x[i] = dc;
         }
         store_row(p.dO + row * WIDTH, c, valid);
@@ -309,8 +312,11 @@ KERNEL(skip_norm_backward, SkipNorm, THREADS)
     write_sums(p.sums + (i64)blockIdx.x * 2 * WIDTH, dw, (float*)shared);
     write_sums(p.sums + ((i64)blockIdx.x * 2 + 1) * WIDTH, dd, (float*)shared);
 }
+#endif
 
 // ---- heads of length 1 (times a scale): the first parts, queries and keys, of rows [parts, heads, WIDTH]
+
+#ifdef UNIT
 
 // Heads of a part: where they begin, and the strides of batch, time and head.
 struct Part
@@ -371,6 +377,7 @@ KERNEL(unit_backward, UnitHeads, THREADS)
         store_row(p.dx + ((token * p.parts + part) * p.heads + head) * WIDTH, g, valid);
     }
 }
+#endif
 
 // ---- sums of columns: the last stage of every weight's gradient
 

@@ -76,6 +76,18 @@ public sealed class FusedAroundTests
     }
 
     [EmulatedCudaTheory, NoTensorLeaks]
+    [InlineData(ScalarType.BFloat16, 16)]
+    [InlineData(ScalarType.Float32, 10)]
+    public void Mamba_2_s_end(ScalarType type, long size)
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(1);
+        // u and the gate are parts of projections.
+        Same(type, x => [SkipNorm.Run(x[0], x[1].narrow(2, 0, 3 * size).unflatten(2, 3, size), x[2], x[1].narrow(2, 3 * size, 3 * size), x[3])],
+            Random(2, 5, 3, size), Random(2, 5, 7 * size), Random(3), 1 + 0.3 * Random(3 * size));
+    }
+
+    [EmulatedCudaTheory, NoTensorLeaks]
     [InlineData(ScalarType.BFloat16, 32)]
     [InlineData(ScalarType.Float32, 10)]
     public void Heads_of_length_1(ScalarType type, long size)

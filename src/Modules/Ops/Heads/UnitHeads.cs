@@ -35,7 +35,7 @@ internal sealed class UnitHeads : OperatorFunction<UnitHeads>
         var (x, heads, divisor) = ((Tensor)inputs[0]!, (long)inputs[1]!, (double)inputs[2]!);
         context.save_data(Divisor, divisor);
         var size = x.shape[^1] / (Parts * heads);
-        x = CudaElements.Positions(x, new RowKernels(x, size).Aligned).Unflatten(-1, Parts, heads, size);
+        x = CudaElements.Positions(x, new RowKernels("UNIT", x, size).Aligned).Unflatten(-1, Parts, heads, size);
         var outputs = new Tensor[Parts];
         for (var part = 0; part < Unit; part++) outputs[part] = empty([x.shape[0], x.shape[1], heads, size], x.dtype, x.device);
         outputs[Unit] = x.select(2, Unit);
@@ -46,7 +46,7 @@ internal sealed class UnitHeads : OperatorFunction<UnitHeads>
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
         var x = saved[0]!;
-        var (dx, aligned) = (empty(x.shape, x.dtype, x.device), new RowKernels(x, x.shape[^1]).Aligned);
+        var (dx, aligned) = (empty(x.shape, x.dtype, x.device), new RowKernels("UNIT", x, x.shape[^1]).Aligned);
         for (var part = 0; part < Parts; part++) gradients[part] = gradients[part] is { } gradient ? CudaElements.Rows(gradient, aligned) : null;
         Launch("unit_backward", x, dx, gradients, (double)context.get_data(Divisor));
         return [dx.flatten(2), null, null];
@@ -55,7 +55,7 @@ internal sealed class UnitHeads : OperatorFunction<UnitHeads>
     // x: [batch, time, parts, heads, size].
     private static void Launch(string entry, Tensor x, Tensor? dx, ReadOnlySpan<Tensor?> parts, double divisor)
     {
-        var kernels = new RowKernels(x, x.shape[^1]);
+        var kernels = new RowKernels("UNIT", x, x.shape[^1]);
         var parameters = new Parameters
         {
             X = CudaKernel.Address(x), Dx = CudaElements.AddressOrNull(dx), Rows = x.shape[0] * x.shape[1], Time = x.shape[1], XStride = x.stride(1), Heads = (int)x.shape[3], PartCount = Parts, Unit = Unit,

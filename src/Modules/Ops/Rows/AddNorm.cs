@@ -36,7 +36,7 @@ internal sealed class AddNorm : OperatorFunction<AddNorm>
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
         var (x, update, weight, bias) = (((Tensor)inputs[0]!).contiguous(), ((Tensor?)inputs[1])?.contiguous(), (Tensor)inputs[2]!, (Tensor)inputs[3]!);
-        var kernels = new RowKernels(x, x.shape[^1]);
+        var kernels = new RowKernels("ADD", x, x.shape[^1]);
         var (y, sum) = (empty_like(x), update is null ? x : empty_like(x));
         var parameters = new Parameters
         {
@@ -52,7 +52,7 @@ internal sealed class AddNorm : OperatorFunction<AddNorm>
         var (sum, weight, dy, dSum) = (saved[0]!, saved[1]!, gradients[0], gradients.Length > 1 ? gradients[1] : null);
         if (dy is null) return [dSum?.alias(), dSum?.alias(), null, null];
         (dy, dSum) = (dy.contiguous(), dSum?.contiguous());
-        var kernels = new RowKernels(sum, sum.shape[^1]);
+        var kernels = new RowKernels("ADD", sum, sum.shape[^1]);
         var (rows, width) = (sum.numel() / sum.shape[^1], sum.shape[^1]);
         var blocks = kernels.Blocks(rows);
         var (dx, sums) = (empty_like(sum), empty([blocks, 2, width], float32, sum.device));

@@ -25,7 +25,7 @@ internal sealed class HeadNorm : OperatorFunction<HeadNorm>
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
         var (o, weight, gate) = (((Tensor)inputs[0]!).contiguous(), (Tensor)inputs[1]!, (Tensor?)inputs[2]);
-        var kernels = new RowKernels(o, o.shape[^1]);
+        var kernels = new RowKernels("HEADS", o, o.shape[^1]);
         if (gate is not null) gate = CudaElements.Positions(gate, kernels.Aligned);
         var y = empty([o.shape[0], o.shape[1], o.shape[2] * o.shape[3]], o.dtype, o.device);
         var parameters = Common(o, weight, gate) with { Y = CudaKernel.Address(y) };
@@ -36,7 +36,7 @@ internal sealed class HeadNorm : OperatorFunction<HeadNorm>
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
         var (o, weight, gate, dy) = (saved[0]!, saved[1]!, saved[2], gradients[0]!.contiguous());
-        var kernels = new RowKernels(o, o.shape[^1]);
+        var kernels = new RowKernels("HEADS", o, o.shape[^1]);
         var blocks = kernels.Blocks(o.numel() / o.shape[^1]);
         var (dO, dGate, sums) = (empty_like(o), gate is null ? null : empty(dy.shape, o.dtype, o.device), empty([blocks, o.shape[^1]], float32, o.device));
         var parameters = Common(o, weight, gate) with { Dy = CudaKernel.Address(dy), DO = CudaKernel.Address(dO), DGate = CudaElements.AddressOrNull(dGate), Sums = CudaKernel.Address(sums) };

@@ -13,17 +13,19 @@ internal readonly struct RowKernels
     private const int MostBlocks = 528; // a weight's gradient has a partial sum per block
     private const long LargestWidth = 2048;            // a warp holds a row in registers
 
-    private readonly string _type, _width, _lanes, _aligned;
+    private readonly string _kind, _head, _type, _width, _lanes, _aligned;
     private readonly int _rowsPerBlock;
 
+    /// <param name="kind">The norm: ADD, HEADS, SKIP or UNIT.</param>
     /// <param name="like">Gives the element type.</param>
     /// <param name="width">Elements of a row.</param>
-    public RowKernels(Tensor like, long width)
+    /// <param name="head">Of SKIP: elements of a head.</param>
+    public RowKernels(string kind, Tensor like, long width, long head = 1)
     {
         var pack = CudaElements.PerPack(like);
         var lanes = (int)Math.Min(32, BitOperations.RoundUpToPowerOf2((ulong)((width + pack - 1) / pack)));
         Aligned = width % pack == 0;
-        (_type, _width, _lanes, _aligned) = (CudaElements.Name(like.dtype)!, $"{width}", $"{lanes}", Aligned ? "1" : "0");
+        (_kind, _head, _type, _width, _lanes, _aligned) = (kind, $"{head}", CudaElements.Name(like.dtype)!, $"{width}", $"{lanes}", Aligned ? "1" : "0");
         _rowsPerBlock = Threads / lanes;
         SharedBytes = (int)((width + lanes * pack - 1) / (lanes * pack)) * pack * Threads * sizeof(float);
     }
@@ -40,7 +42,7 @@ internal readonly struct RowKernels
     /// <summary>Blocks for so many rows.</summary>
     public int Blocks(long rows) => (int)Math.Clamp((rows + _rowsPerBlock - 1) / _rowsPerBlock, 1, MostBlocks);
 
-    public CudaKernel Get(string entry) => CudaKernel.Get("norms", entry, ("TYPE", _type), ("WIDTH", _width), ("LANES", _lanes), ("ALIGNED", _aligned));
+    public CudaKernel Get(string entry) => CudaKernel.Get("norms", entry, ("TYPE", _type), ("WIDTH", _width), ("LANES", _lanes), ("ALIGNED", _aligned), (_kind, "1"), ("HEAD", _head));
 
     /// <summary>Sums over the first dimension of a float32 tensor, in the rows' element type: the end of a weight's gradient.</summary>
     public Tensor Sum(Tensor parts, ScalarType type)
