@@ -1,4 +1,4 @@
-using System.Runtime.InteropServices;
+using System.Runtime.CompilerServices;
 using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -52,28 +52,21 @@ internal static class CudaElements
         return x.shape[0] == 1 || x.stride(0) == x.shape[1] * x.stride(1) ? x : x.contiguous();
     }
 
+    /// <summary>Heads [batch, time, heads, size] as a kernel sees them; null: there are none.</summary>
+    public static CudaRows Part(Tensor? x) => x is null ? default : new(x);
+
     public static nint AddressOrNull(Tensor? x) => x is null ? 0 : CudaKernel.Address(x);
 }
 
-/// <summary>Heads [batch, time, heads, size] as kernels see them: where they begin, and the strides of all but the features.</summary>
-[StructLayout(LayoutKind.Sequential)]
-internal struct HeadPart
-{
-    public nint Address;
-    public long Batch, Time, Head;
-
-    /// <param name="x">From <see cref="CudaElements.Rows"/>; null: there are none.</param>
-    public static HeadPart Of(Tensor? x) => x is null ? default : new() { Address = CudaKernel.Address(x), Batch = x.stride(0), Time = x.stride(1), Head = x.stride(2) };
-}
-
-/// <summary>Up to four of them, by the order of a projection.</summary>
-[System.Runtime.CompilerServices.InlineArray(4)]
+/// <summary>Up to four parts of a projection, in its order.</summary>
+[InlineArray(4)]
 internal struct HeadParts
 {
-    private HeadPart _first;
+    private CudaRows _first;
 }
 
-[System.Runtime.CompilerServices.InlineArray(4)]
+/// <summary>A factor for each.</summary>
+[InlineArray(4)]
 internal struct Scales
 {
     private float _first;
