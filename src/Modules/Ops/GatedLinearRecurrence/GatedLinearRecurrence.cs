@@ -32,9 +32,10 @@ public static class GatedLinearRecurrence
             k = k.masked_fill(real.logical_not(), 0);
             if (logDecay is not null) logDecay = PerStep(logDecay, q).masked_fill((logDecay.dim() == 4 ? real : real.squeeze(-1)).logical_not(), 0);
         }
-        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        return OperatorChoice.For(q.shape[1], FusedCudaLinearRecurrence.Serves(q, k, v, logDecay)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, logDecay, initialState),
+            OperatorForm.Fused => FusedCudaLinearRecurrence.Run(q, k, v, logDecay, initialState),
             _ => Chunked(q, k, v, logDecay, initialState),
         };
     }
