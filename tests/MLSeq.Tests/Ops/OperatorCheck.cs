@@ -42,7 +42,7 @@ internal static class OperatorCheck
         }
     }
 
-    /// <summary>The same by norms, in which rounding to 16 bits is measured: that of the difference relative to that of the numbers.</summary>
+    /// <summary>The same by norms, ‖difference‖ / ‖expected‖, of everything: what rounding of many numbers to 16 bits leaves alike in all of them.</summary>
     public static void Close(IReadOnlyDictionary<string, Tensor> expected, IReadOnlyDictionary<string, Tensor> got, double tolerance)
     {
         foreach (var (name, value) in expected)

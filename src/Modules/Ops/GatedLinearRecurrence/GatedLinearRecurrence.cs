@@ -37,7 +37,7 @@ public static partial class GatedLinearRecurrence
         return OperatorChoice.For(q.shape[1], hasFused: fused is not null) switch
         {
             OperatorForm.Naive => Naive(q, k, v, logDecay, initialState),
-            OperatorForm.Fused => Both(fused!([q, k, v, logDecay, initialState])),
+            OperatorForm.Fused => fused!(q, k, v, logDecay, initialState),
             _ => Chunked(q, k, v, logDecay, initialState),
         };
     }
@@ -81,10 +81,11 @@ public static partial class GatedLinearRecurrence
         return Both(ChunkedLinearRecurrence.Run(q, k, v, logDecay, initialState, size));
     }
 
-    /// <summary>The kernel that serves such tensors, given q, k, v, logDecay and initialState; null when there is none.</summary>
-    private static Func<object?[], Tensor[]>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay, Tensor? initialState)
-        => CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? FusedCpuLinearRecurrence.Run
-            : FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? FusedCudaVectorRecurrence.Run
+    /// <summary>The kernel that serves such tensors; null when there is none.</summary>
+    private static Func<Tensor, Tensor, Tensor, Tensor?, Tensor?, (Tensor Output, Tensor FinalState)>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay, Tensor? initialState)
+        => CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? (q, k, v, g, s) => Both(FusedCpuLinearRecurrence.Run(q, k, v, g, s))
+            : FusedCudaLinearRecurrence.Serves(q, k, v, logDecay) ? FusedCudaLinearRecurrence.Run
+            : FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? (q, k, v, g, s) => Both(FusedCudaVectorRecurrence.Run(q, k, v, g, s))
             : null;
 
     private static (Tensor Output, Tensor FinalState) Both(Tensor[] outputs) => (outputs[0], outputs[1]);
