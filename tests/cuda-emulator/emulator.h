@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -34,10 +35,12 @@ struct Index { u32 x = 0, y = 0, z = 0; };
 
 struct Copy { void* to; const void* from; int bytes; bool valid; };
 
+const int stack_bytes = 1 << 17;
+
 struct Fiber
 {
     void* stack_pointer = nullptr;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack; // not initialised: the pages that a thread does not reach cost no memory
     Index thread;
     bool waiting = false, done = false;
     std::vector<Copy> open;                  // asynchronous copies not yet committed
@@ -156,12 +159,12 @@ static void run_block(std::mt19937& random)
     for (int i = 0; i < threads; i++)
     {
         Fiber& fiber = block.fibers[i];
-        if (fiber.stack.empty()) fiber.stack.resize(1 << 17);
+        if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
         fiber.thread = { i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y) };
         fiber.waiting = fiber.done = false;
         fiber.open.clear();
         fiber.groups.clear();
-        uintptr_t top = ((uintptr_t)fiber.stack.data() + fiber.stack.size()) & ~(uintptr_t)63;
+        uintptr_t top = ((uintptr_t)fiber.stack.get() + stack_bytes) & ~(uintptr_t)63;
         void** frame = (void**)(top - 8);
         *--frame = (void*)&entry;
         for (int r = 0; r < 6; r++) *--frame = nullptr;

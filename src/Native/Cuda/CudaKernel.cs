@@ -5,8 +5,10 @@ namespace MLSeq.Native;
 /// <summary>An entry point of a kernel file (src/Native/cuda/*.cu), specialised by macros and compiled for the device at hand.</summary>
 internal abstract class CudaKernel
 {
-    /// <summary>What compiles kernels; tests put an emulator here, which runs them on tensors of the CPU. Null: NVRTC, for tensors of a CUDA device.</summary>
-    public static Func<string, string, (string Name, string Value)[], CudaKernel>? Emulator { get; set; }
+    [ThreadStatic] private static Func<string, string, (string Name, string Value)[], CudaKernel>? _emulator;
+
+    /// <summary>What compiles kernels on this thread; tests put an emulator here, which runs them on tensors of the CPU. Null: NVRTC, for tensors of a CUDA device.</summary>
+    public static Func<string, string, (string Name, string Value)[], CudaKernel>? Emulator { get => _emulator; set => _emulator = value; }
 
     /// <summary>Whether kernels can run on a tensor: it lies on a CUDA device for which NVRTC works (said once in the log when it does not), or an emulator is in place.</summary>
     public static bool CanRunOn(torch.Tensor tensor)
@@ -16,8 +18,11 @@ internal abstract class CudaKernel
     /// <param name="file">The kernel file without its extension.</param>
     /// <param name="entry">The name given to KERNEL.</param>
     /// <param name="defines">Macros, in a fixed order.</param>
-    public static CudaKernel Get(string file, string entry, params (string Name, string Value)[] defines)
-        => Emulator?.Invoke(file, entry, defines) ?? throw new NotSupportedException();
+    public static CudaKernel Get(string file, string entry, params ReadOnlySpan<(string Name, string Value)> defines)
+        => Emulator?.Invoke(file, entry, defines.ToArray()) ?? throw new NotSupportedException();
+
+    /// <summary>The address of a tensor's first element, on whichever device it lies; 0 when it has no elements. Valid as long as the tensor lives.</summary>
+    public static nint Address(torch.Tensor tensor) => TensorAddress.Of(tensor);
 
     /// <summary>Starts the kernel on the current device's default stream, where libtorch's own work is.</summary>
     /// <param name="parameters">The struct of the kernel, laid out as in the kernel file.</param>

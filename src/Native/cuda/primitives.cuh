@@ -6,7 +6,7 @@
 #define KERNEL(name, Params, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Params p)
 #define KERNEL_MIN_BLOCKS(name, Params, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Params p)
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
-#define DEVICE static __device__ __forceinline__
+#define DEVICE __device__ __forceinline__ // not static: a specialisation of a template may not be
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
