@@ -6,8 +6,8 @@
 // the chunk's start and D_ts = e^{G_t − G_s} for s ≤ t (0 above), the errors solve one triangular system, (I + A) E = R, with A_ts = D_ts k_tᵀk_s β_s for s < t and R = V − e^G∘K S. Then
 //     T = (I + A)⁻¹,  E = T R,  U = β∘E,  O = e^G∘Q S + P U with P = Q Kᵀ∘D,  S' = e^{G_L} S + K̂ᵀ U with K̂ = e^{G_L − G}∘K.
 // Backward, with dS' given: dU = Pᵀ dO + K̂ dS',  X = Tᵀ (β∘dU) = dR = dV,  dS = e^{G_L} dS' + (e^G∘Q)ᵀ dO − (e^G∘K)ᵀ X. With N = dO Eᵀ∘D and M = X Eᵀ∘D (strictly below the diagonal)
-//     dQ = e^G∘dO Sᵀ + (N∘βᵀ) K,   dK = −e^G∘X Sᵀ − (M∘βᵀ) K + β∘Y,   Y = e^{G_L − G}∘E dS'ᵀ + Nᵀ Q − Mᵀ K,   dβ_t = k_t·y_t;
-// G_t enters with the rows (q_t; k_t where it reads) and leaves with the columns (k_t where it writes). (Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024,
+//     dQ = e^G∘dO Sᵀ + N (β∘K),   dK = −e^G∘X Sᵀ − M (β∘K) + β∘Y,   Y = e^{G_L − G}∘E dS'ᵀ + Nᵀ Q − Mᵀ K,   dβ_t = k_t·y_t;
+// G_t enters with the rows (q_t; k_t where it reads) and leaves with the columns (β_t k_t where it writes). (Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024,
 // and "Gated delta networks", 2024, have T to the right of β; to its left it needs no division by β.)
 //
 // Kernels: delta_inverse (every chunk by itself: T), delta_forward and delta_reverse (chunk after chunk; the state stays in registers), delta_gradients (every chunk by itself: dQ, dK, dβ, d log a).
@@ -771,15 +771,15 @@ KERNEL(delta_join, Join, 2 * V)
 #define STATE_OR_SUM (STATE_KT > SUM_BYTES ? STATE_KT : SUM_BYTES) // half of Y takes the place of S
 #define GRADIENT_BYTES (2 * SCORE_KT + TILE_V + 2 * TILE_KT + STATE_OR_SUM + STATE_KT + (GATES + 2) * CHUNK * 4 + 48)
 
-// Σ_columns x c of rows g and g + 8, x a tile [64][K_TILE]
-DEVICE float2 row_products(const char* tile, int row, const float (&c)[K_TILE / 8][4])
+// Σ_columns f x c of rows g and g + 8: x a tile [64][K_TILE], f a factor per row (a rounded pair of equals), rounded products f x.
+DEVICE float2 row_products(const char* tile, int row, const float (&c)[K_TILE / 8][4], u32 upper, u32 lower)
 {
     float2 sum = make_float2(0, 0);
     const char* at = tile + (row + lane_id() / 4) * STRIDE(K_TILE) + lane_id() % 4 * 4;
 #pragma unroll
     for (int n = 0; n < K_TILE / 8; n++)
     {
-        float2 x = unpack2<TYPE>(*(const u32*)(at + 16 * n)), y = unpack2<TYPE>(*(const u32*)(at + 8 * STRIDE(K_TILE) + 16 * n));
+        float2 x = unpack2<TYPE>(multiply2<TYPE>(*(const u32*)(at + 16 * n), upper)), y = unpack2<TYPE>(multiply2<TYPE>(*(const u32*)(at + 8 * STRIDE(K_TILE) + 16 * n), lower));
         sum.x += x.x * c[n][0] + x.y * c[n][1];
         sum.y += y.x * c[n][2] + y.y * c[n][3];
     }
@@ -882,16 +882,21 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
             *(u32*)(at + 16) = left[2];
             *(u32*)(at + 8 * STRIDE(CHUNK) + 16) = left[3];
         }
-    scale_columns(scores, gates);
+    // The gradient of log a is a difference in which nearly all cancels: N and β∘K must be rounded alike where they enter and where they leave.
+    u32 one = pack2<TYPE>(1, 1), upper = pack2<TYPE>(gates[row + g], gates[row + g]), lower = pack2<TYPE>(gates[row + g + 8], gates[row + g + 8]);
 #pragma unroll
     for (int m = 0; m < 4; m++)
         if (m <= block)
         {
+            float2 beta = *(const float2*)(gates + 16 * m + 2 * i), beta_8 = *(const float2*)(gates + 16 * m + 2 * i + 8);
+            u32 factor = pack2<TYPE>(beta.x, beta.y), factor_8 = pack2<TYPE>(beta_8.x, beta_8.y);
             as_left<TYPE>(left, scores, m);
 #pragma unroll
             for (int n = 0; n < K_TILE / 16; n++)
             {
                 load_right<K_TILE>(right, keys, 16 * m, 16 * n);
+#pragma unroll
+                for (int j = 0; j < 4; j++) right[j] = multiply2<TYPE>(right[j], j % 2 ? factor_8 : factor);
                 multiply<TYPE>(c, n, left, right);
             }
         }
@@ -900,7 +905,7 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
         store_rows(row_at(p.dq, b, first, h) + tile * K_TILE, p.dq.time, c, row, valid);
         if (GATED)
         {
-            float2 x = row_products(queries, row, c);
+            float2 x = row_products(queries, row, c, one, one);
             if (i == 0) { from_rows[row + g] = x.x; from_rows[row + g + 8] = x.y; }
         }
     }
@@ -926,8 +931,8 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
     {
         // Σ S'∘dS', of the state that follows: what every log a of the chunk gets from its end.
         scale_rows(y, gates[3 * CHUNK + row + g], gates[3 * CHUNK + row + g + 8]);
-        float2 x = row_products(keys, row, y);
-        if (i == 0) end = gates[row + g] * x.x + gates[row + g + 8] * x.y;
+        float2 x = row_products(keys, row, y, upper, lower);
+        if (i == 0) end = x.x + x.y;
         float both = 0;
         for (int j = threadIdx.x; j < V * K_TILE / 8; j += 256)
         {
@@ -975,23 +980,26 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
             float4 x = half[32 * n];
             y[n][0] += x.x; y[n][1] += x.y; y[n][2] += x.z; y[n][3] += x.w;
         }
-        float2 dbeta = row_products(keys, row, y), reads = make_float2(0, 0);
-        if (GATED) reads = row_products(keys, row, c);
-        float upper = gates[row + g], lower = gates[row + g + 8];
+        float2 dbeta = row_products(keys, row, y, one, one);
+        if (GATED)
+        {
+            float2 reads = row_products(keys, row, c, one, one), writes = row_products(keys, row, y, upper, lower);
+            if (i == 0) { from_rows[row + g] += reads.x - writes.x; from_rows[row + g + 8] += reads.y - writes.y; }
+        }
+        float beta = gates[row + g], beta_8 = gates[row + g + 8];
 #pragma unroll
         for (int n = 0; n < K_TILE / 8; n++)
         {
-            c[n][0] += upper * y[n][0];
-            c[n][1] += upper * y[n][1];
-            c[n][2] += lower * y[n][2];
-            c[n][3] += lower * y[n][3];
+            c[n][0] += beta * y[n][0];
+            c[n][1] += beta * y[n][1];
+            c[n][2] += beta_8 * y[n][2];
+            c[n][3] += beta_8 * y[n][3];
         }
         store_rows(row_at(p.dk, b, first, h) + tile * K_TILE, p.dk.time, c, row, valid);
         if (i < 2)
         {
             int t = row + g + 8 * i;
             if (t < valid) p.dBeta[numbers + ((i64)b * p.time + first + t) * p.heads + h] = i ? dbeta.y : dbeta.x;
-            if (GATED) from_rows[t] += i ? reads.y - lower * dbeta.y : reads.x - upper * dbeta.x;
         }
     }
     if (GATED)
