@@ -3,10 +3,12 @@ using MLSeq.Benchmarks;
 using MLSeq.Examples;
 
 var command = new CommandLine(args, """
-    usage: MLSeq.Benchmarks step      [--device cpu|cuda] [--precision float32|bfloat16] [--backbones a,b] [--batch N] [--time N] [--quick]
-                                      ms per training step of a 4-block byte classifier (width 512), as in docs/benchmarks.md
-           MLSeq.Benchmarks operators [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--quick]
-                                      the recurrences' chunked forms beside the best alternatives' times on one H200
+    usage: MLSeq.Benchmarks steps     [--device cpu|cuda] [--precision float32|bfloat16] [--backbones a,b] [--batch N] [--time N] [--form auto|chunked|fused|naive] [--out FILE] [--quick]
+                                      ms per training step of a 4-block byte classifier (width 512), as in docs/performance.md
+           MLSeq.Benchmarks operators [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--form auto|chunked|fused|naive] [--repeats N] [--out FILE] [--quick]
+                                      the recurrences beside the best alternatives' times on one H200
+           MLSeq.Benchmarks growth    [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--form ...] [--quick]
+                                      how their time and memory grow with the length
            MLSeq.Benchmarks vision    [--device cpu|cuda] [--fed resident|memory|files] [--models a,b] [--batch N] [--image-size N] [--steps N] [--epochs N] [--quick]
                                       training throughput through Fit at 224 x 224, batch 128
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
@@ -17,13 +19,14 @@ var command = new CommandLine(args, """
 
 switch (args.FirstOrDefault())
 {
-    case "step": StepBenchmark.Run(command); break;
+    case "steps" or "step": StepBenchmark.Run(command); break;
     case "operators": OperatorBenchmark.Run(command); break;
+    case "growth": GrowthBenchmark.Run(command); break;
     case "vision": VisionBenchmark.Run(command); break;
     case "overhead": OverheadBenchmark.Run(command); break;
     case "soak": SoakBenchmark.Run(command); break;
     case "accuracy": AccuracyBenchmark.Run(command); break;
     default:
-        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks step|operators|vision|overhead|soak|accuracy --help");
+        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks steps|operators|growth|vision|overhead|soak|accuracy --help");
         break;
 }
