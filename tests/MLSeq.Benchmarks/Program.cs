@@ -11,6 +11,7 @@ var command = new CommandLine(args, """
                                       how their time and memory grow with the length
            MLSeq.Benchmarks vision    [--device cpu|cuda] [--fed resident|memory|files] [--models a,b] [--batch N] [--image-size N] [--steps N] [--epochs N] [--quick]
                                       training throughput through Fit at 224 x 224, batch 128
+           MLSeq.Benchmarks kernels   whether CUDA kernels work here, and what compiling, loading and launching one costs
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
            MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
            MLSeq.Benchmarks accuracy  [--only dna|vowels|sms|ag-news-10k] [--ag-news FOLDER] [--backbones a,b] [--out FILE] [--quick]
@@ -23,10 +24,11 @@ switch (args.FirstOrDefault())
     case "operators": OperatorBenchmark.Run(command); break;
     case "growth": GrowthBenchmark.Run(command); break;
     case "vision": VisionBenchmark.Run(command); break;
+    case "kernels": KernelBenchmark.Run(); break;
     case "overhead": OverheadBenchmark.Run(command); break;
     case "soak": SoakBenchmark.Run(command); break;
     case "accuracy": AccuracyBenchmark.Run(command); break;
     default:
-        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks steps|operators|growth|vision|overhead|soak|accuracy --help");
+        _ = new CommandLine(["--help"], "usage: MLSeq.Benchmarks steps|operators|growth|vision|kernels|overhead|soak|accuracy --help");
         break;
 }

@@ -7,12 +7,12 @@ internal static class KernelSource
 {
     private static readonly ConcurrentDictionary<string, string> Texts = new();
 
-    /// <summary>What every kernel file is compiled after.</summary>
-    public static string Primitives => Text("primitives.cuh");
-
     /// <summary>The text of a kernel file.</summary>
     /// <param name="file">Its name without the extension.</param>
     public static string Kernel(string file) => Text($"{file}.cu");
+
+    /// <summary>What NVRTC compiles: the primitives, then the kernel file, with its own line numbers for messages.</summary>
+    public static string Program(string file) => $"{Text("primitives.cuh")}\n#line 1 \"{file}.cu\"\n{Kernel(file)}";
 
     private static string Text(string name) => Texts.GetOrAdd(name, static name =>
     {

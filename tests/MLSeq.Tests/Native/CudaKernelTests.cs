@@ -7,79 +7,188 @@ using static TorchSharp.torch;
 
 namespace MLSeq.Tests.Native;
 
-/// <summary>How kernels are compiled and run, with a small one: a matrix product as all of them do it, by asynchronous copies, ldmatrix and mma.</summary>
-public sealed class CudaKernelTests
+/// <summary>How kernels are compiled, kept and launched, on a driver and a compiler that only tell what they were told (tests/cuda-emulator/driver.cpp).</summary>
+public sealed unsafe class CudaKernelTests : IDisposable
 {
-    // c [m, N] = a [m, K] b [K, N]; one block per 16 rows, two warps, each with half of the columns.
-    private const string Product = """
-        struct Params { const TYPE* a; const TYPE* b; float* c; int m; };
+    private static readonly Lazy<string> FakeCuda = new(() => CppCompiler.Compile("driver.cpp", CppCompiler.EmulatorFile("driver.cpp"), []));
 
-        KERNEL(product, Params, 64)
+    private readonly TemporaryFolder _folder = new();
+
+    [EmulatedCudaFact]
+    public void A_kernel_is_compiled_once_and_launched_on_the_device_of_its_tensors()
+    {
+        var runtime = Runtime();
+        var x = runtime.Kernel("probe", "probe", [("K", "64"), ("TYPE", "bf16")]);
+        Assert.Same(x, runtime.Kernel("probe", "probe", [("K", "6" + 4.ToString()), ("TYPE", "bf16")]));
+        Assert.NotSame(x, runtime.Kernel("probe", "probe", [("K", "32"), ("TYPE", "bf16")]));
+        Assert.Equal("", Events());
+        Launch(x, 7);
+        Launch(x, 8);
+        Launch(runtime.Kernel("probe", "another", [("K", "64"), ("TYPE", "bf16")]), 9);
+        const string options = "--gpu-architecture=sm_90 --std=c++17 -default-device";
+        Assert.Equal($"""
+            compile {options}
+            load on 0: CUBIN {options}
+            compile {options} -DK=64 -DTYPE=bf16
+            load on 0: CUBIN {options} -DK=64 -DTYPE=bf16
+            launch probe on 0: 2 3 4, 128, 0, 7
+            launch probe on 0: 2 3 4, 128, 0, 8
+            launch another on 0: 2 3 4, 128, 0, 9
+
+            """, Events());
+        Launch(x, 10, device: 1); // newer than the compiler: PTX of the latest architecture it knows
+        Assert.EndsWith("load on 1: PTX --gpu-architecture=compute_90 --std=c++17 -default-device -DK=64 -DTYPE=bf16\nlaunch probe on 1: 2 3 4, 128, 0, 10\n", Events());
+    }
+
+    [EmulatedCudaFact]
+    public void Another_process_finds_the_compiled_kernel_on_disk()
+    {
+        Launch(Runtime().Kernel("probe", "probe", [("K", "64")]), 1);
+        Assert.Contains("compile", Events());
+        Launch(Runtime().Kernel("probe", "probe", [("K", "64")]), 1);
+        Assert.DoesNotContain("compile", Events());
+        Launch(Runtime().Kernel("probe", "probe", [("K", "32")]), 1);
+        Assert.Contains("-DK=32", Events());
+    }
+
+    [EmulatedCudaFact]
+    public void Shared_memory_beyond_the_usual_is_asked_for_once()
+    {
+        var kernel = Runtime().Kernel("probe", "probe", [("K", "64")]);
+        foreach (var bytes in (int[])[100, 48 << 10, 60000, 50000, 60000, 70000]) Launch(kernel, 1, sharedBytes: bytes);
+        Assert.Equal(["shared 60000", "shared 70000"], Events().Split('\n').Where(line => line.StartsWith("shared", StringComparison.Ordinal)));
+        var e = Assert.Throws<InvalidOperationException>(() => Launch(kernel, 1, sharedBytes: 227 << 10, device: 1));
+        Assert.Contains("probe.probe (K=64) does not start on cuda:1 (Fake 1, sm_120) with 2 x 3 x 4 blocks of 128 threads and 232448 bytes of shared memory: CUDA_ERROR_INVALID_VALUE (invalid argument).", e.Message);
+    }
+
+    [EmulatedCudaFact]
+    public void A_launch_and_its_lookup_allocate_nothing()
+    {
+        var runtime = Runtime();
+        void Once() => Launch(runtime.Kernel("probe", "probe", [("K", "64"), ("TYPE", "bf16")]), -1); // a negative number is not told
+        for (var i = 0; i < 100; i++) Once();
+        var before = GC.GetAllocatedBytesForCurrentThread();
+        for (var i = 0; i < 1000; i++) Once();
+        Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - before, 0, 1000); // not one object per launch
+    }
+
+    [EmulatedCudaFact]
+    public void Many_threads_compile_a_kernel_once()
+    {
+        var runtime = Runtime();
+        Parallel.For(0, 32, _ => Launch(runtime.Kernel("probe", "probe", [("K", "64")]), 1));
+        var events = Events().Split('\n');
+        Assert.Single(events, line => line.StartsWith("compile", StringComparison.Ordinal) && line.Contains("-DK=64", StringComparison.Ordinal));
+        Assert.Equal(32, events.Count(line => line.StartsWith("launch", StringComparison.Ordinal)));
+    }
+
+    [EmulatedCudaFact]
+    public void Errors_say_which_kernel_what_the_compiler_says_and_what_to_do()
+    {
+        var runtime = Runtime();
+        var e = Assert.Throws<InvalidOperationException>(() => Launch(runtime.Kernel("probe", "probe", [("FAIL", "1"), ("K", "64")]), 1));
+        foreach (var part in (string[])["probe.probe (FAIL=1 K=64)", "cuda:0 (Fake 0, sm_90)", "NVRTC 12.4", "NVRTC_ERROR_COMPILATION", "probe.cu(3): error: identifier", "MLSEQ_OPERATORS=chunked"]) Assert.Contains(part, e.Message);
+        e = Assert.Throws<InvalidOperationException>(() => Launch(runtime.Kernel("probe", "missing", []), 1));
+        Assert.Contains("probe.missing () does not load on cuda:0 (Fake 0, sm_90): CUDA_ERROR_NOT_FOUND", e.Message);
+        e = Assert.Throws<InvalidOperationException>(() => Launch(runtime.Kernel("probe", "probe", []), 1, device: 2));
+        Assert.Contains("older than the kernels need", e.Message);
+        Assert.Contains("there are ", Assert.Throws<ArgumentException>(() => Launch(runtime.Kernel("nothing", "probe", []), 1)).Message);
+    }
+
+    [EmulatedCudaFact]
+    public void A_device_that_cannot_be_used_has_a_reason()
+    {
+        var runtime = Runtime();
+        Assert.Null(runtime.Device(0).WhyNot);
+        Assert.Equal(227 << 10, runtime.Device(0).Device!.SharedBytes);
+        Assert.Equal("cuda:2 (Fake 2, sm_75) is older than the kernels need (sm_80, NVIDIA's Ampere)", runtime.Device(2).WhyNot);
+        Assert.Equal("cuda:3 cannot be used: CUDA_ERROR_INVALID_DEVICE (something else).", runtime.Device(3).WhyNot);
+    }
+
+    [Fact]
+    public void Without_CUDA_there_is_a_reason_and_nothing_runs_on_a_tensor_of_the_CPU()
+    {
+        MLSeqRuntime.EnsureLoaded();
+        using var x = zeros(2);
+        Assert.False(CudaKernel.CanRunOn(x));
+        if (cuda.is_available()) return;
+        Assert.False(string.IsNullOrEmpty(CudaKernel.WhyNot(0)));
+        Assert.Contains(CudaKernel.WhyNot(0)!, Assert.Throws<InvalidOperationException>(() => CudaKernel.Get("probe", "probe")).Message);
+    }
+
+    [Fact]
+    public void The_compiler_is_found_in_the_folders_of_PyTorch_and_of_packages()
+    {
+        if (!OperatingSystem.IsLinux()) return; // the names are those of Linux
+        string Made(string path)
         {
-            SHARED_MEMORY(memory);
-            constexpr int A = K + 8, B = N + 8; // padded rows: no bank conflicts
-            TYPE* a = (TYPE*)memory;
-            TYPE* b = a + 16 * A;
-            int row = blockIdx.x * 16, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-            for (int i = threadIdx.x; i < 16 * K / 8; i += 64) copy_async(a + i / (K / 8) * A + i % (K / 8) * 8, p.a + (i64)(row + i / (K / 8)) * K + i % (K / 8) * 8, row + i / (K / 8) < p.m);
-            for (int i = threadIdx.x; i < K * N / 8; i += 64) copy_async(b + i / (N / 8) * B + i % (N / 8) * 8, p.b + i * 8, true);
-            copy_commit();
-            copy_wait<0>();
-        #if BARRIER
-            __syncthreads();
-        #endif
-            for (int n = warp * N / 2; n < (warp + 1) * N / 2; n += 16)
-            {
-                float c[2][4] = {};
-                for (int k = 0; k < K; k += 16)
-                {
-                    u32 left[4], right[4];
-                    load_matrices(left, a + lane % 16 * A + k + lane / 16 * 8);
-                    load_matrices_transposed(right, b + (k + lane % 16) * B + n + lane / 16 * 8);
-                    mma<TYPE>(c[0], left, right[0], right[1]);
-                    mma<TYPE>(c[1], left, right[2], right[3]);
-                }
-                for (int tile = 0; tile < 2; tile++)
-                    for (int half = 0; half < 2; half++)
-                    {
-                        int r = row + lane / 4 + half * 8, column = n + tile * 8 + lane % 4 * 2;
-                        if (r < p.m) *(float2*)(p.c + (i64)r * N + column) = make_float2(c[tile][half * 2], c[tile][half * 2 + 1]);
-                    }
-            }
+            var full = _folder.File(path);
+            Directory.CreateDirectory(Path.GetDirectoryName(full)!);
+            File.WriteAllText(full, "");
+            return full;
         }
-        """;
+        var torch = Path.GetDirectoryName(Made("site-packages/torch/lib/libcaffe2_nvrtc.so"))!;
+        string[] expected = [Made("site-packages/torch/lib/libnvrtc-08c4863f.so.12"), Made("site-packages/nvidia/cu13/lib/libnvrtc.so.13")];
+        foreach (var other in (string[])["libnvrtc-builtins.so.13.0", "libnvrtc.alt.so.13", "libnvrtc-builtins.alt.so.13.0", "libcudart.so.13"]) Made($"site-packages/nvidia/cu13/lib/{other}");
+        Assert.Equal(expected, Nvrtc.FilesIn([torch, .. Nvrtc.NvidiaFolders(torch)]));
+    }
+
+    [Fact]
+    public void Every_kernel_file_compiles_where_there_is_NVRTC()
+    {
+        if (!Nvrtc.TryFind(new Version(99, 0), out var nvrtc, out _)) return;
+        foreach (var architecture in (int[])[80, 90])
+            Assert.NotEmpty(nvrtc.Compile(KernelSource.Program("probe"), "primitives.cuh", [$"--gpu-architecture=sm_{architecture}", "--std=c++17", "-default-device"], ptx: false));
+        var e = Assert.Throws<InvalidOperationException>(() => nvrtc.Compile("KERNEL", "primitives.cuh", ["--gpu-architecture=sm_80"], ptx: false));
+        Assert.Contains("primitives.cuh(1): error", e.Message);
+    }
+
+    [Fact]
+    public void The_address_is_that_of_the_first_element_of_any_type_and_view()
+    {
+        MLSeqRuntime.EnsureLoaded();
+        using var scope = NewDisposeScope();
+        foreach (var (type, size) in ((ScalarType, int)[])[(bfloat16, 2), (float16, 2), (float32, 4), (float64, 8), (int64, 8), (uint8, 1), (@bool, 1)])
+        {
+            var x = arange(12).reshape(3, 4).to(type);
+            Assert.Equal(CudaKernel.Address(x) + 6 * size, CudaKernel.Address(x[1, 2..]));
+        }
+        Assert.Equal(3f, *(float*)CudaKernel.Address(tensor(new[] { 3f, 4f })));
+        Assert.Equal(0x4040, *(ushort*)CudaKernel.Address(tensor(new[] { 3f, 4f }).to(bfloat16)));
+        Assert.Equal(0, CudaKernel.Address(zeros(0)));
+    }
+
+    public void Dispose() => _folder.Dispose();
 
     [StructLayout(LayoutKind.Sequential)]
     private struct Params
     {
-        public nint A, B, C;
-        public int M;
+        public int First;
+        public nint Rest;
     }
 
-    [EmulatedCudaTheory]
-    [InlineData("bf16", 1)]
-    [InlineData("bf16", 2)]
-    [InlineData("fp16", 3)]
-    [NoTensorLeaks]
-    public void An_emulated_kernel_computes_on_tensors_of_the_CPU(string type, int seed)
-        => Assert.InRange(ErrorOf(type, seed, barrier: true), 0, 1e-6);
-
-    [EmulatedCudaFact]
-    public void A_missing_barrier_shows_under_some_seed()
-        => Assert.Contains(Enumerable.Range(1, 4), seed => !(ErrorOf("bf16", seed, barrier: false) < 1e-6));
-
-    private static double ErrorOf(string type, int seed, bool barrier)
+    private static void Launch(CudaKernel kernel, int first, int sharedBytes = 0, int device = 0)
     {
-        const int m = 37, k = 64, n = 32;
-        using var scope = NewDisposeScope();
-        using var emulated = EmulatedCuda.Begin(seed, _ => Product);
-        manual_seed(seed);
-        var element = type == "bf16" ? bfloat16 : float16;
-        Tensor a = randn(m, k, element), b = randn(k, n, element), c = zeros(m, n);
-        Assert.True(CudaKernel.CanRunOn(a));
-        var parameters = new Params { A = CudaKernel.Address(a), B = CudaKernel.Address(b), C = CudaKernel.Address(c), M = m };
-        CudaKernel.Get("product", "product", ("TYPE", type), ("K", $"{k}"), ("N", $"{n}"), ("BARRIER", barrier ? "1" : "0")).Launch(in parameters, ((m + 15) / 16, 1, 1), 64, 2 * (16 * (k + 8) + k * (n + 8)));
-        var expected = a.to(float64).mm(b.to(float64));
-        return ((c - expected).norm() / expected.norm()).item<double>();
+        var parameters = new Params { First = first };
+        CudaKernel.CurrentDevice = device;
+        try
+        {
+            kernel.Launch(in parameters, (2, 3, 4), 128, sharedBytes);
+        }
+        finally
+        {
+            CudaKernel.CurrentDevice = 0;
+        }
+    }
+
+    private static string Events() => Marshal.PtrToStringUTF8(((delegate* unmanaged[Cdecl]<nint>)NativeLibrary.GetExport(NativeLibrary.Load(FakeCuda.Value), "fake_events"))())!;
+
+    /// <summary>What a process begins with.</summary>
+    private CudaRuntime Runtime()
+    {
+        Events();
+        Assert.True(CudaDriver.TryLoad(FakeCuda.Value, out var driver, out var whyNot), whyNot);
+        Assert.True(Nvrtc.TryLoad(FakeCuda.Value, out var nvrtc, out whyNot), whyNot);
+        return new CudaRuntime(driver, nvrtc, new KernelCache(_folder.File("kernels")));
     }
 }
