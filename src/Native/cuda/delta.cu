@@ -6,9 +6,9 @@
 // the chunk's start and D_ts = e^{G_t − G_s} for s ≤ t (0 above), the errors solve one triangular system, (I + A) E = R, with A_ts = D_ts k_tᵀk_s β_s for s < t and R = V − e^G∘K S. Then
 //     T = (I + A)⁻¹,  E = T R,  U = β∘E,  O = e^G∘Q S + P U with P = Q Kᵀ∘D,  S' = e^{G_L} S + K̂ᵀ U with K̂ = e^{G_L − G}∘K.
 // Backward, with dS' given: dU = Pᵀ dO + K̂ dS',  X = Tᵀ (β∘dU) = dR = dV,  dS = e^{G_L} dS' + (e^G∘Q)ᵀ dO − (e^G∘K)ᵀ X. With N = dO Eᵀ∘D and M = X Eᵀ∘D (strictly below the diagonal)
-//     dQ = e^G∘dO Sᵀ + N (β∘K),   dK = −e^G∘X Sᵀ − M (β∘K) + β∘Y,   Y = e^{G_L − G}∘E dS'ᵀ + Nᵀ Q − Mᵀ K,   dβ_t = k_t·y_t;
+//     dQ = e^G∘dO Sᵀ + N (β∘K),   dK = −e^G∘X Sᵀ − M (β∘K) + β∘Y,   Y = e^{G_L − G}∘E dS'ᵀ + Nᵀ Q − Mᵀ K,   dβ_t = k_t·y_t = e_t·x_t / β_t;
 // G_t enters with the rows (q_t; k_t where it reads) and leaves with the columns (β_t k_t where it writes). (Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024,
-// and "Gated delta networks", 2024, have T to the right of β; to its left it needs no division by β.)
+// and "Gated delta networks", 2024, have T to the right of β; to its left β may be 0.)
 //
 // Kernels: delta_inverse (every chunk by itself: T), delta_forward and delta_reverse (chunk after chunk; the state stays in registers), delta_gradients (every chunk by itself: dQ, dK, dβ, d log a).
 // Few heads over a long time would leave most of a GPU idle. Then time is cut into segments: the start of a segment acts on its end by a matrix (delta_transfer), all segments run from zero side by side,
@@ -25,7 +25,7 @@
 #define STAGES 2                 // chunks in shared memory: with 2 the next one arrives while one is worked on
 #endif
 #ifndef SEQUENTIAL_BLOCKS
-#define SEQUENTIAL_BLOCKS 1      // blocks per multiprocessor that registers must suffice for
+#define SEQUENTIAL_BLOCKS 1      // blocks of 2 V threads per multiprocessor that registers must suffice for
 #endif
 #ifndef K_TILE
 #define K_TILE (K < 64 ? K : K % 64 == 0 ? 64 : K) // keys per block of delta_gradients
@@ -93,6 +93,22 @@ template <class T, int N> DEVICE void as_left(u32 (&a)[4], const float (&c)[N][4
     a[1] = pack2<T>(c[2 * n][2], c[2 * n][3]);
     a[2] = pack2<T>(c[2 * n + 1][0], c[2 * n + 1][1]);
     a[3] = pack2<T>(c[2 * n + 1][2], c[2 * n + 1][3]);
+}
+
+// As the sum of two roundings: nearly as exact as float32 where bf16 has 8 bits.
+template <class T, int N> DEVICE void as_left_split(u32 (&high)[4], u32 (&low)[4], const float (&c)[N][4], int n)
+{
+    float rest[2][4];
+    as_left<T>(high, c, n);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+    {
+        float2 h = unpack2<T>(high[j]);
+        int m = 2 * n + j / 2, i = j % 2 * 2; // high[j] holds the elements i, i + 1 of fragment m
+        rest[j / 2][i] = c[m][i] - h.x;
+        rest[j / 2][i + 1] = c[m][i + 1] - h.y;
+    }
+    as_left<T>(low, rest, 0);
 }
 
 template <int N> DEVICE void clear(float (&c)[N][4])
@@ -205,21 +221,6 @@ DEVICE float decay_between(const float* gates, int t, int s, bool strict)
 
 #define DIAGONAL_STRIDE 20
 #define INVERSE_BYTES (CHUNK * STRIDE(K) + 2 * CHUNK * STRIDE(CHUNK) + (4 * CHUNK + 64 * DIAGONAL_STRIDE) * 4)
-
-template <int N> DEVICE void as_left_split(u32 (&high)[4], u32 (&low)[4], const float (&c)[N][4], int n)
-{
-    float rest[2][4];
-    as_left<bf16>(high, c, n);
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-    {
-        float2 h = unpack2<bf16>(high[j]);
-        int m = 2 * n + j / 2, i = j % 2 * 2; // high[j] holds the elements i, i + 1 of fragment m
-        rest[j / 2][i] = c[m][i] - h.x;
-        rest[j / 2][i + 1] = c[m][i + 1] - h.y;
-    }
-    as_left<bf16>(low, rest, 0);
-}
 
 // c += (ah + al)(bh + bl), with right factors from tiles [n][k]
 template <int WIDTH, int N> DEVICE void multiply_split(float (&c)[N][4], int n, const u32 (&ah)[4], const u32 (&al)[4], const char* high, const char* low, int k, int column, bool transposed)
@@ -362,9 +363,9 @@ KERNEL_MIN_BLOCKS(delta_inverse, Delta, 128, INVERSE_BLOCKS)
             for (int m = 0; m < n; m++)
                 if (m >= warp) multiply_split<CHUNK>(sum, 0, left_high[m], left_low[m], high, low, 16 * m, 16 * n, true);
             scale_rows(sum, -1, -1);
-            as_left_split(sum_high, sum_low, sum, 0);
+            as_left_split<bf16>(sum_high, sum_low, sum, 0);
             multiply_split<CHUNK>(block, 0, sum_high, sum_low, high, low, 16 * n, 16 * n, true);
-            as_left_split(left_high[n], left_low[n], block, 0);
+            as_left_split<bf16>(left_high[n], left_low[n], block, 0);
         }
         u32 rounded[4];
 #pragma unroll
@@ -586,7 +587,7 @@ KERNEL_MIN_BLOCKS(delta_forward, Delta, 2 * V, SEQUENTIAL_BLOCKS)
     run_forward<V, false>(p, memory);
 }
 
-KERNEL_MIN_BLOCKS(delta_transfer, Delta, 2 * K, SEQUENTIAL_BLOCKS)
+KERNEL_MIN_BLOCKS(delta_transfer, Delta, 2 * K, (SEQUENTIAL_BLOCKS * V + K - 1) / K)
 {
     SHARED_MEMORY(memory);
     run_forward<K, true>(p, memory);
@@ -646,28 +647,32 @@ KERNEL_MIN_BLOCKS(delta_reverse, Delta, 2 * V, SEQUENTIAL_BLOCKS)
             }
         }
 
-        // X = Tᵀ (β∘dU)
+        // X = Tᵀ (β∘dU). Keys that are nearly equal make it a difference of neighbours in which most cancels: β∘dU is not rounded.
         scale_columns(c, x.gates);
-#pragma unroll
-        for (int n = 0; n < 4; n++) as_left<TYPE>(left[n], c, n);
-        clear(c);
+        float dr[8][4];
+        clear(dr);
 #pragma unroll
         for (int m = 0; m < 4; m++)
+        {
+            u32 high[4], low[4];
+            as_left_split<TYPE>(high, low, c, m);
 #pragma unroll
             for (int n = 0; n <= m; n++)
             {
                 load_right_transposed<CHUNK>(right, x.inverse, 16 * m, 16 * n);
-                multiply<TYPE>(c, n, left[m], right);
+                multiply<TYPE>(dr, n, high, right);
+                multiply<TYPE>(dr, n, low, right);
             }
-        if (p.dv.data) store_transposed(row_at(p.dv, b, first, h) + column, p.dv.time, c, p.time - first);
+        }
+        if (p.dv.data) store_transposed(row_at(p.dv, b, first, h) + column, p.dv.time, dr, p.time - first);
 
         // dS = e^{G_L} dS' + (e^G∘Q)ᵀ dO − (e^G∘K)ᵀ X
-        scale_rows(c, -1, -1);
+        scale_rows(dr, -1, -1);
         if (GATED)
         {
             float whole = x.gates[2 * CHUNK + CHUNK - 1];
             scale_rows(s, whole, whole);
-            scale_columns(c, x.gates + 2 * CHUNK);
+            scale_columns(dr, x.gates + 2 * CHUNK);
 #pragma unroll
             for (int m = 0; m < 4; m++)
 #pragma unroll
@@ -678,7 +683,7 @@ KERNEL_MIN_BLOCKS(delta_reverse, Delta, 2 * V, SEQUENTIAL_BLOCKS)
                 }
         }
 #pragma unroll
-        for (int n = 0; n < 4; n++) as_left<TYPE>(left[n], c, n);
+        for (int n = 0; n < 4; n++) as_left<TYPE>(left[n], dr, n);
 #pragma unroll
         for (int m = 0; m < 4; m++)
 #pragma unroll
@@ -740,7 +745,7 @@ KERNEL(delta_join, Join, 2 * V)
         if (last) break;
         u32 high[K / 16][4], low[K / 16][4];
 #pragma unroll
-        for (int m = 0; m < K / 16; m++) as_left_split(high[m], low[m], s, m);
+        for (int m = 0; m < K / 16; m++) as_left_split<bf16>(high[m], low[m], s, m);
 #pragma unroll
         for (int m = 0; m < K / 8; m++)
 #pragma unroll
@@ -769,7 +774,9 @@ KERNEL(delta_join, Join, 2 * V)
 #define SUM_BYTES (CHUNK * K_TILE * 4)
 #define SCORE_KT (TILE_V > TILE_T ? TILE_V : TILE_T)                // N and M take the place of dO and X
 #define STATE_OR_SUM (STATE_KT > SUM_BYTES ? STATE_KT : SUM_BYTES) // half of Y takes the place of S
-#define GRADIENT_BYTES (2 * SCORE_KT + TILE_V + 2 * TILE_KT + STATE_OR_SUM + STATE_KT + (GATES + 2) * CHUNK * 4 + 48)
+#define GRADIENT_BYTES (2 * SCORE_KT + TILE_V + 2 * TILE_KT + STATE_OR_SUM + STATE_KT + (GATES + 2) * CHUNK * 4 + 32)
+
+#define LEAST_DIVISOR (1 / 64.f) // from this β on dβ_t = e_t·x_t / β_t, which does not suffer where keys are nearly equal and nearly all of k_t·y_t cancels
 
 // Σ_columns f x c of rows g and g + 8: x a tile [64][K_TILE], f a factor per row (a rounded pair of equals), rounded products f x.
 DEVICE float2 row_products(const char* tile, int row, const float (&c)[K_TILE / 8][4], u32 upper, u32 lower)
@@ -817,6 +824,7 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
     float* gates = (float*)(dNext + STATE_KT);  // [GATES][64]
     float* from_rows = gates + GATES * CHUNK;   // q·dq, then what is cumulated to the gradient of log a
     float* from_end = from_rows + CHUNK;        // [8 warps]
+    float* products = from_end + 8;             // e_t·x_t
 
     const int TILES = K / K_TILE;
     int tile = blockIdx.x % TILES;
@@ -861,6 +869,13 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
                 multiply<TYPE>(scores, n, left, right);
             }
     }
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+        if (of_keys && n == block && i == g / 2)
+        {
+            products[row + g] = g % 2 ? scores[2 * n][1] : scores[2 * n][0];
+            products[row + g + 8] = g % 2 ? scores[2 * n + 1][3] : scores[2 * n + 1][2];
+        }
     float sign = of_keys ? -1 : 1;
     scale_rows(c, sign * (GATED ? gates[2 * CHUNK + row + g] : 1), sign * (GATED ? gates[2 * CHUNK + row + g + 8] : 1));
 #pragma unroll
@@ -999,7 +1014,8 @@ KERNEL_MIN_BLOCKS(delta_gradients, Delta, 256, GRADIENT_BLOCKS)
         if (i < 2)
         {
             int t = row + g + 8 * i;
-            if (t < valid) p.dBeta[numbers + ((i64)b * p.time + first + t) * p.heads + h] = i ? dbeta.y : dbeta.x;
+            float strength = i ? beta_8 : beta, direct = tile == 0 ? products[t] / strength : 0;
+            if (t < valid) p.dBeta[numbers + ((i64)b * p.time + first + t) * p.heads + h] = strength > LEAST_DIVISOR ? direct : i ? dbeta.y : dbeta.x;
         }
     }
     if (GATED)
