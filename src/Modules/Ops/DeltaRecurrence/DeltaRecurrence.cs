@@ -32,9 +32,10 @@ public static class DeltaRecurrence
             beta = beta.masked_fill(padded, 0);
             logDecay = logDecay?.masked_fill(padded, 0);
         }
-        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        return OperatorChoice.For(q.shape[1], hasFused: FusedCudaDeltaRecurrence.Serves(q, k, v, beta, logDecay)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
+            OperatorForm.Fused => FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState),
             _ => Chunked(q, k, v, beta, logDecay, initialState),
         };
     }
