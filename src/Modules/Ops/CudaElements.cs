@@ -52,9 +52,6 @@ internal static class CudaElements
         return x.shape[0] == 1 || x.stride(0) == x.shape[1] * x.stride(1) ? x : x.contiguous();
     }
 
-    /// <summary>Heads [batch, time, heads, size] as a kernel sees them; null: there are none.</summary>
-    public static CudaRows Part(Tensor? x) => x is null ? default : new(x);
-
     public static nint AddressOrNull(Tensor? x) => x is null ? 0 : CudaKernel.Address(x);
 }
 
@@ -62,7 +59,7 @@ internal static class CudaElements
 [InlineArray(4)]
 internal struct HeadParts
 {
-    private CudaRows _first;
+    private CudaHeads _first;
 }
 
 /// <summary>A factor for each.</summary>

@@ -33,10 +33,11 @@ public static partial class DeltaRecurrence
             beta = beta.masked_fill(padded, 0);
             logDecay = logDecay?.masked_fill(padded, 0);
         }
-        return OperatorChoice.For(q.shape[1], CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState)) switch
+        var onCpu = CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState);
+        return OperatorChoice.For(q.shape[1], hasFused: onCpu || FusedCudaDeltaRecurrence.Serves(q, k, v, beta, logDecay)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
-            OperatorForm.Fused => Fused(q, k, v, beta, logDecay, initialState),
+            OperatorForm.Fused => onCpu ? Fused(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState),
             _ => Chunked(q, k, v, beta, logDecay, initialState),
         };
     }

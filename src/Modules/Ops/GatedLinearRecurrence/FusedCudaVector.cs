@@ -26,7 +26,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     {
         var (logDecay, initial) = ((Tensor)inputs[3]!, (Tensor?)inputs[4]);
         context.save_data("types", (logDecay.dtype, initial?.dtype));
-        var (q, k, v, g) = (CudaRows.Aligned((Tensor)inputs[0]!), CudaRows.Aligned((Tensor)inputs[1]!), CudaRows.Aligned((Tensor)inputs[2]!), CudaRows.Aligned(logDecay.to(float32)));
+        var (q, k, v, g) = (CudaHeads.Rows((Tensor)inputs[0]!), CudaHeads.Rows((Tensor)inputs[1]!), CudaHeads.Rows((Tensor)inputs[2]!), CudaHeads.Rows(logDecay.to(float32)));
         var kernels = new Kernels(q, v);
         var (states, last) = kernels.States(k, v, g, initial?.to(float32).contiguous(), kernels.Chunks + 1, backwards: false);
         return ([kernels.Output(q, k, v, g, states), last], [q, k, v, g, states]);
@@ -36,7 +36,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     {
         var (q, k, v, g, states) = (saved[0]!, saved[1]!, saved[2]!, saved[3]!, saved[4]!);
         var (decayType, initialType) = ((ScalarType, ScalarType?))context.get_data("types");
-        var dOutput = gradients[0] is { } given ? CudaRows.Aligned(given) : zeros(v.shape, v.dtype, v.device);
+        var dOutput = gradients[0] is { } given ? CudaHeads.Rows(given) : zeros(v.shape, v.dtype, v.device);
         var kernels = new Kernels(q, v);
         var (dStates, dInitial) = kernels.States(q, dOutput, g, gradients[1]?.contiguous(), kernels.Chunks, backwards: true); // dS_{t−1} = a_t dS_t + …: the same recurrence
         var (dq, dk, dv, dLogDecay) = kernels.Gradient(q, k, v, g, dOutput, states, dStates);
@@ -186,7 +186,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     [StructLayout(LayoutKind.Sequential)]
     private struct StatesParams
     {
-        public CudaRows Keys, Values, Decays;
+        public CudaHeads Keys, Values, Decays;
         public nint Initial, Last, Whole, States;
         public int Time, Heads, KeyDimension, ValueDimension, Chunks, Segments, SegmentChunks, Edges, Backwards;
     }
@@ -202,7 +202,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     [StructLayout(LayoutKind.Sequential)]
     private struct OutputParams
     {
-        public CudaRows Queries, Keys, Values, Decays, Output;
+        public CudaHeads Queries, Keys, Values, Decays, Output;
         public nint States;
         public int Time, Heads, KeyDimension, ValueDimension, Chunks, Edges;
     }
@@ -210,7 +210,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     [StructLayout(LayoutKind.Sequential)]
     private struct GradientParams
     {
-        public CudaRows Queries, Keys, Values, Decays, DOutput, DQueries, DKeys, DValues, DDecays;
+        public CudaHeads Queries, Keys, Values, Decays, DOutput, DQueries, DKeys, DValues, DDecays;
         public nint States, DStates;
         public int Time, Heads, KeyDimension, ValueDimension, Chunks;
     }

@@ -37,7 +37,7 @@ internal sealed class NormalizedFeatures : OperatorFunction<NormalizedFeatures>
         x = CudaElements.Positions(x, IsAligned(x, size)).Unflatten(-1, Parts, heads, size);
         Tensor Heads() => empty([x.shape[0], x.shape[1], heads, size], x.dtype, x.device);
         var (q, k, z, w) = (Heads(), Heads(), Sums(x), Weights(x));
-        var parameters = Common(x, z, w, rotated) with { Q = CudaElements.Part(q), K = CudaElements.Part(k) };
+        var parameters = Common(x, z, w, rotated) with { Q = new CudaHeads(q), K = new CudaHeads(k) };
         Launch("normalizer_sums", x, parameters);
         Scan(z, reverse: false, x);
         Launch("normalizer_forward", x, parameters);
@@ -51,7 +51,7 @@ internal sealed class NormalizedFeatures : OperatorFunction<NormalizedFeatures>
         var (dq, dk, dv, dx, g, dw) = (Rows(gradients[0]), Rows(gradients[1]), Rows(gradients[2]), empty(x.shape, x.dtype, x.device), Sums(x), Weights(x));
         var parameters = Common(x, z, w, (bool)context.get_data(Key)) with
         {
-            Q = CudaElements.Part(dq), K = CudaElements.Part(dk), V = CudaElements.Part(dv), G = CudaKernel.Address(g), Dw = CudaKernel.Address(dw), Dx = CudaKernel.Address(dx),
+            Q = new CudaHeads(dq), K = new CudaHeads(dk), V = new CudaHeads(dv), G = CudaKernel.Address(g), Dw = CudaKernel.Address(dw), Dx = CudaKernel.Address(dx),
         };
         Launch("normalizer_gradient_sums", x, parameters);
         Scan(g, reverse: true, x);
@@ -97,7 +97,7 @@ internal sealed class NormalizedFeatures : OperatorFunction<NormalizedFeatures>
     private struct Parameters
     {
         public nint X;
-        public CudaRows Q, K, V;
+        public CudaHeads Q, K, V;
         public nint Z, W, G, Dw, Dx;
         public long XStride;
         public int Batch, Time, Heads, Pieces, Rotated;

@@ -62,7 +62,7 @@ internal sealed class TurnedHeads : OperatorFunction<TurnedHeads>
             X = backward ? 0 : address, Dx = backward ? address : 0, Rows = x.shape[0] * x.shape[1], Time = x.shape[1], XStride = x.stride(1), Start = shape.Start, Heads = (int)shape.Heads, PartCount = shape.Parts,
             Turned = Turned,
         };
-        for (var part = 0; part < parts.Length; part++) (parameters.Parts[part], parameters.Scales[part]) = (CudaElements.Part(parts[part]), part == 1 ? (float)(1 / shape.KeyDivisor) : 1);
+        for (var part = 0; part < parts.Length; part++) (parameters.Parts[part], parameters.Scales[part]) = (new CudaHeads(parts[part]), part == 1 ? (float)(1 / shape.KeyDivisor) : 1);
         CudaKernel.Get("rotary", entry, ("TYPE", CudaElements.Name(x.dtype)!), ("WIDTH", $"{size}"), ("ALIGNED", IsAligned(x, size) ? "1" : "0"))
             .Launch(in parameters, (CudaElements.Blocks(parameters.Rows * ((size / 2 + pack - 1) / pack), Threads), 1, 1), Threads);
     }

@@ -65,7 +65,7 @@ internal sealed class UnitHeads : OperatorFunction<UnitHeads>
         {
             X = CudaKernel.Address(x), Dx = CudaElements.AddressOrNull(dx), Rows = x.shape[0] * x.shape[1], Time = x.shape[1], XStride = x.stride(1), Heads = (int)x.shape[3], PartCount = Parts, Unit = Unit,
         };
-        for (var part = 0; part < parts.Length; part++) (parameters.Parts[part], parameters.Scales[part]) = (CudaElements.Part(parts[part]), part == 0 ? (float)(1 / divisor) : 1);
+        for (var part = 0; part < parts.Length; part++) (parameters.Parts[part], parameters.Scales[part]) = (new CudaHeads(parts[part]), part == 0 ? (float)(1 / divisor) : 1);
         kernels.Get(entry).Launch(in parameters, (kernels.Blocks(parameters.Rows * parameters.Heads), parts.Length, 1), RowKernels.Threads);
     }
 
