@@ -75,10 +75,8 @@ internal sealed class ShortConvolution : nn.Module<Tensor, MixerState?, Tensor>
     /// <param name="state">Keeps the last taps − 1 elements as <c>conv</c>.</param>
     public override Tensor forward(Tensor x, MixerState? state)
     {
-        var reach = weight.shape[0] - 1;
-        var past = state?[Past];
-        var all = past is null ? nn.functional.pad(x, [0, 0, reach, 0]) : cat([past, x], 1);
-        state?.Set(Past, all.narrow(1, x.shape[1], reach).clone());
-        return nn.functional.silu(DepthwiseConvolution.Run(all, weight));
+        var (y, past) = CausalConvolution.Run(x, weight, state?[Past]);
+        state?.Set(Past, past.clone());
+        return y;
     }
 }

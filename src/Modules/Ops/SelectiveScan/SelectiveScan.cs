@@ -24,9 +24,10 @@ public static class SelectiveScan
     {
         Check(x, delta, a, inputMap, outputMap, initialState);
         if (padding is not null) delta = padding.Fill(delta, 0);
-        return OperatorChoice.For(x.shape[1], hasFused: false) switch
+        return OperatorChoice.For(x.shape[1], hasFused: FusedCudaSelectiveScan.Serves(x, a)) switch
         {
             OperatorForm.Naive => Naive(x, delta, a, inputMap, outputMap, initialState),
+            OperatorForm.Fused => FusedCudaSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState),
             _ => Chunked(x, delta, a, inputMap, outputMap, initialState),
         };
     }
