@@ -6,6 +6,7 @@ using static TorchSharp.torch;
 namespace MLSeq.Tests.Ops;
 
 /// <summary>The CUDA kernels for a decay per key dimension, emulated, give what the naive form gives in float64: outputs, final state and all gradients.</summary>
+/// <remarks>Most tests keep to bfloat16 and heads of up to 32, for which the kernels are compiled once: that takes longer than to run them.</remarks>
 public sealed class FusedCudaVectorTests
 {
     private const double Tolerance = 1e-2;
@@ -42,9 +43,9 @@ public sealed class FusedCudaVectorTests
 
     [EmulatedCudaTheory]
     [InlineData(1, 8, 16, 1)]
-    [InlineData(2, 64, 32, 2)]
+    [InlineData(2, 32, 16, 2)]
     [InlineData(37, 24, 8, 2)]
-    [InlineData(63, 40, 64, 1)]
+    [InlineData(63, 8, 32, 1)]
     [InlineData(64, 32, 32, 2)]
     [InlineData(65, 16, 24, 1)]
     [InlineData(150, 32, 32, 1)]
@@ -58,16 +59,12 @@ public sealed class FusedCudaVectorTests
         Check(Inputs(time, keys, values, bfloat16, heads: 1, initial: false), throughState: false);
     }
 
-    [EmulatedCudaTheory]
-    [InlineData(128, 128)]
-    [InlineData(128, 64)]
-    [InlineData(16, 128)]
-    [NoTensorLeaks]
-    public void Large_heads_are_served(long keys, long values)
+    [EmulatedCudaFact, NoTensorLeaks]
+    public void Large_heads_are_served()
     {
         using var scope = NewDisposeScope();
         using var emulated = EmulatedCuda.Begin();
-        Check(Inputs(100, keys, values, bfloat16, batch: 1, heads: 1));
+        Check(Inputs(100, 128, 64, bfloat16, batch: 1, heads: 1));
     }
 
     [EmulatedCudaFact, NoTensorLeaks]
@@ -75,7 +72,7 @@ public sealed class FusedCudaVectorTests
     {
         using var scope = NewDisposeScope();
         using var emulated = EmulatedCuda.Begin();
-        Check(Inputs(150, 32, 24, float16));
+        Check(Inputs(100, 40, 64, float16));
     }
 
     [EmulatedCudaTheory]
@@ -108,7 +105,7 @@ public sealed class FusedCudaVectorTests
         using var scope = NewDisposeScope();
         using var emulated = EmulatedCuda.Begin();
         const int heads = 2, keys = 24, values = 16;
-        foreach (var offset in (int[])[0, 1]) // a row that does not begin at a multiple of 16 bytes
+        foreach (var offset in (int[])[0, 1]) // 1: rows that do not begin at multiples of 16 bytes
         {
             var inputs = Inputs(70, keys, values, bfloat16);
             // One projection with time before batch, one key for both heads, decays with heads before time.
@@ -120,7 +117,7 @@ public sealed class FusedCudaVectorTests
                 return new(x)
                 {
                     ["q"] = all.narrow(2, offset, heads * keys).unflatten(2, heads, keys), ["k"] = all.narrow(2, offset + heads * keys, keys).unsqueeze(2).expand(-1, -1, heads, -1),
-                    ["v"] = all.narrow(2, offset + 2 * heads * keys, heads * values).unflatten(2, heads, values), ["g"] = x["g"].transpose(1, 2).contiguous().transpose(1, 2),
+                    ["v"] = offset == 0 ? all.narrow(2, 2 * heads * keys, heads * values).unflatten(2, heads, values) : cat([v.flatten(), v.flatten()]).narrow(0, offset, v.numel()).view(x["v"].shape), ["g"] = x["g"].transpose(1, 2).contiguous().transpose(1, 2),
                 };
             }
             Check(inputs, x => Naive(Views(x)), x => Run(Views(x)));

@@ -12,7 +12,7 @@ namespace MLSeq;
 /// </remarks>
 internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVectorRecurrence>
 {
-    private const int Chunk = 64, LargestHead = 128, Unit = 8; // a kernel copies eight elements at once
+    private const int Chunk = 64, JoinThreads = 256, LargestHead = 128, Unit = 8; // a kernel copies eight elements at once
 
     /// <summary>Whether these kernels are for tensors as <see cref="GatedLinearRecurrence.Run"/> takes them.</summary>
     public static bool Serves(Tensor q, Tensor k, Tensor v, Tensor? logDecay)
@@ -100,7 +100,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
             _tiles = new Tiles(_keys, _values);
             _macros =
             [
-                ("TYPE", q.dtype == bfloat16 ? "bf16" : "fp16"), ("K", $"{_tiles.K}"), ("V", $"{_tiles.V}"), ("STATE_K", $"{_tiles.StateKeys}"), ("STATE_V", $"{_tiles.V}"),
+                ("TYPE", CudaElements.Name(q.dtype)!), ("K", $"{_tiles.K}"), ("V", $"{_tiles.V}"), ("STATE_K", $"{_tiles.StateKeys}"), ("STATE_V", $"{_tiles.V}"),
                 ("OUTPUT_WARPS", $"{_tiles.OutputWarps}"), ("OUTPUT_BLOCKS", $"{_tiles.OutputBlocks}"), ("GRADIENT_WARPS", $"{_tiles.GradientWarps}"), ("GRADIENT_BLOCKS", $"{_tiles.GradientBlocks}"),
             ];
         }
@@ -123,25 +123,25 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
             var segments = (Chunks + segmentChunks - 1) / segmentChunks;
             var parameters = new StatesParams
             {
-                Keys = new(keys), Values = new(values), Decays = new(g), Initial = Address(initial), Time = _time, Heads = _heads, KeyDimension = _keys, ValueDimension = _values,
+                Keys = new(keys), Values = new(values), Decays = new(g), Initial = CudaElements.AddressOrNull(initial), Time = _time, Heads = _heads, KeyDimension = _keys, ValueDimension = _values,
                 Chunks = Chunks, Segments = segments, SegmentChunks = segmentChunks, Edges = edges, Backwards = backwards ? 1 : 0,
             };
             if (segments > 1)
             {
                 // What each segment adds to a state of zero, and how much it leaves of one; from these, the state that each begins with.
                 Tensor local = Floats(g, Sequences, segments, _keys, _values), whole = Floats(g, Sequences, segments, _keys), starts = Floats(g, Sequences, segments, _keys, _values);
-                Launch("vector_states", parameters with { Initial = 0, Last = Address(local), Whole = Address(whole) }, segments);
+                Launch("vector_states", parameters with { Initial = 0, Last = CudaKernel.Address(local), Whole = CudaKernel.Address(whole) }, segments);
                 var elements = (long)Sequences * _keys * _values;
                 var join = new JoinParams
                 {
-                    Local = Address(local), Whole = Address(whole), Initial = parameters.Initial, Starts = Address(starts), Elements = elements,
+                    Local = CudaKernel.Address(local), Whole = CudaKernel.Address(whole), Initial = parameters.Initial, Starts = CudaKernel.Address(starts), Elements = elements,
                     KeyDimension = _keys, ValueDimension = _values, Segments = segments, Backwards = parameters.Backwards,
                 };
-                Kernel("vector_join").Launch(join, ((int)((elements + 255) / 256), 1, 1), 256);
-                parameters.Initial = Address(starts);
+                Kernel("vector_join").Launch(join, (CudaElements.Blocks(elements, JoinThreads), 1, 1), JoinThreads);
+                parameters.Initial = CudaKernel.Address(starts);
             }
             Tensor states = empty([Sequences, edges, _tiles.K, _tiles.V], bfloat16, g.device), last = Floats(g, _batch, _heads, _keys, _values);
-            Launch("vector_states", parameters with { Last = Address(last), States = Address(states) }, segments);
+            Launch("vector_states", parameters with { Last = CudaKernel.Address(last), States = CudaKernel.Address(states) }, segments);
             return (states, last);
         }
 
@@ -151,7 +151,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
             var output = empty(v.shape, v.dtype, v.device);
             var parameters = new OutputParams
             {
-                Queries = new(q), Keys = new(k), Values = new(v), Decays = new(g), Output = new(output), States = Address(states),
+                Queries = new(q), Keys = new(k), Values = new(v), Decays = new(g), Output = new(output), States = CudaKernel.Address(states),
                 Time = _time, Heads = _heads, KeyDimension = _keys, ValueDimension = _values, Chunks = Chunks, Edges = Chunks + 1,
             };
             Kernel("vector_output").Launch(parameters, (Sequences * Chunks, 1, 1), 32 * _tiles.OutputWarps, _tiles.OutputBytes);
@@ -165,7 +165,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
             var parameters = new GradientParams
             {
                 Queries = new(q), Keys = new(k), Values = new(v), Decays = new(g), DOutput = new(dOutput), DQueries = new(dq), DKeys = new(dk), DValues = new(dv), DDecays = new(dg),
-                States = Address(states), DStates = Address(dStates), Time = _time, Heads = _heads, KeyDimension = _keys, ValueDimension = _values, Chunks = Chunks,
+                States = CudaKernel.Address(states), DStates = CudaKernel.Address(dStates), Time = _time, Heads = _heads, KeyDimension = _keys, ValueDimension = _values, Chunks = Chunks,
             };
             Kernel("vector_gradient").Launch(parameters, (Sequences * Chunks, 1, 1), 32 * _tiles.GradientWarps, _tiles.GradientBytes);
             return (dq, dk, dv, dg);
@@ -175,8 +175,6 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
             => Kernel(entry).Launch(parameters, (Sequences * (_tiles.K / _tiles.StateKeys), segments, 1), 2 * _tiles.StateKeys, _tiles.StatesBytes);
 
         private CudaKernel Kernel(string entry) => CudaKernel.Get("linear_vector", entry, _macros);
-
-        private static nint Address(Tensor? x) => x is null ? 0 : CudaKernel.Address(x);
 
         private static Tensor Floats(Tensor like, params long[] shape) => empty(shape, float32, like.device);
     }
