@@ -49,7 +49,7 @@ public static class MLSeqRuntime
             LibTorchFolder = LibTorchLoader.LibTorchFolder,
             CudaDevices = cuda,
             Operators = OperatorsAndWhy(),
-            Kernels = CudaRuntime.Describe(cuda.Count, cuda.Count == 0 ? null : CudaRuntime.Instance),
+            Kernels = [$"CPU: {(failure is null ? CpuKernels.Status : "libtorch is needed first")}", .. CudaRuntime.Describe(cuda.Count, cuda.Count == 0 ? null : CudaRuntime.Instance)],
             Steps = LibTorchLoader.Steps,
             Missing = Missing(),
             Failure = failure,

@@ -15,6 +15,8 @@ const string Usage = """
                                       training throughput through Fit at 224 x 224, batch 128
            MLSeq.Benchmarks kernels   whether CUDA kernels work here, and what compiling, loading and launching one costs
            MLSeq.Benchmarks overhead  [--quick]   training through ML.NET against the same loop on ready tensors
+           MLSeq.Benchmarks latency   [--backbones a,b] [--quick]
+                                      one element of a stream and one row of a PredictionEngine, on the CPU
            MLSeq.Benchmarks soak      [--quick]   a million predictions: memory and live tensors
            MLSeq.Benchmarks accuracy  [--only dna|vowels|sms|ag-news-10k] [--ag-news FOLDER] [--backbones a,b] [--out FILE] [--quick]
                                       the examples beside ML.NET's own trainers; FOLDER holds train.csv and test.csv with label,text
@@ -30,6 +32,7 @@ switch (args.FirstOrDefault())
     case "vision": VisionBenchmark.Run(command); break;
     case "kernels": KernelBenchmark.Run(); break;
     case "overhead": OverheadBenchmark.Run(command); break;
+    case "latency": LatencyBenchmark.Run(command); break;
     case "soak": SoakBenchmark.Run(command); break;
     case "accuracy": AccuracyBenchmark.Run(command); break;
     default:

@@ -38,6 +38,32 @@ internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerS
         x = x + mixerUpdate.call(mixer.call(mixerNorm.call(x), padding, state));
         return mlp is null ? x : x + mlpUpdate!.call(mlp.call(mlpNorm!.call(x)));
     }
+
+    /// <summary><see cref="forward"/> over spans, in place; null when the mixer has no such form.</summary>
+    internal SpanUpdate? OverSpans()
+    {
+        if (mixer.OverSpans() is not { } mix) return null;
+        var (normalize, update) = (mixerNorm.OverSpans(), mixerUpdate.OverSpans());
+        var (normalizeForMlp, applyMlp, updateOfMlp) = (mlpNorm?.OverSpans(), mlp?.OverSpans(), mlpUpdate?.OverSpans());
+        return (x, state, work) =>
+        {
+            using var frame = work.Open();
+            var normal = work.Take(x.Count, x.Width);
+            var change = work.Take(x.Count, x.Width);
+            x.CopyTo(normal);
+            normalize(normal, null, work);
+            mix(normal, change, state, work);
+            update(change, null, work);
+            for (var t = 0; t < x.Count; t++) x[t].Add(change[t]);
+            if (state is not null) state.Position += x.Count;
+            if (applyMlp is null) return;
+            x.CopyTo(normal);
+            normalizeForMlp!(normal, null, work);
+            applyMlp(normal, change, null, work);
+            updateOfMlp!(change, null, work);
+            for (var t = 0; t < x.Count; t++) x[t].Add(change[t]);
+        };
+    }
 }
 
 /// <summary>A backbone's module: its residual blocks and a last norm, [batch, time, width] to [batch, time, width].</summary>
@@ -61,5 +87,18 @@ internal sealed class SequenceStack : nn.Module<Tensor, SequencePadding?, IReadO
     {
         for (var i = 0; i < blocks.Count; i++) x = blocks[i].call(x, padding, states?[i]);
         return norm.call(x);
+    }
+
+    /// <summary><see cref="forward"/> over spans, in place, with one state per block; null when a mixer has no such form.</summary>
+    internal SpanStack? OverSpans()
+    {
+        var updates = blocks.Select(block => block.OverSpans()).ToArray();
+        if (updates.Contains(null)) return null;
+        var normalize = norm.OverSpans();
+        return (x, states, work) =>
+        {
+            for (var i = 0; i < updates.Length; i++) updates[i]!(x, states?[i], work);
+            normalize(x, null, work);
+        };
     }
 }

@@ -12,6 +12,7 @@ namespace MLSeq;
 internal sealed class DeltaNet : TokenMixer
 {
     private const string Memory = "memory";
+    private const double ShortestLength = 1e-6;
 
     private readonly Linear project, strength, output;
     private readonly ShortConvolution convolution;
@@ -40,7 +41,39 @@ internal sealed class DeltaNet : TokenMixer
         return output.call(norm.call(read, null));
     }
 
-    internal static Tensor UnitLength(Tensor x) => nn.functional.normalize(x, dim: -1, eps: 1e-6);
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, strengths, convolve, normalize) = (new PackedLinear(project), new PackedLinear(output), new PackedLinear(strength), convolution.OverSpans(), norm.OverSpans());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var beta = strengths.Apply(x, work);
+            var read = work.Take(x.Count, width); // parts: q, k, v
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            convolve(parts, state, work);
+            for (var t = 0; t < x.Count; t++)
+            {
+                beta[t].Apply<Functions.Sigmoid>();
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    UnitLength(q);
+                    UnitLength(k);
+                    q.Scale(1 / MathF.Sqrt(size));
+                    DeltaRecurrence.Step(memory.Head(h, size * size), q, k, v, beta[t][h], decay: 1, read[t].Head(h, size));
+                }
+                normalize(read[t], []);
+            }
+            outOf.Apply(read, y);
+        };
+    }
+
+    internal static Tensor UnitLength(Tensor x) => nn.functional.normalize(x, dim: -1, eps: ShortestLength);
+
+    internal static void UnitLength(Span<float> x) => x.Scale(1 / MathF.Max(TensorPrimitives.Norm<float>(x), (float)ShortestLength));
 }
 
 /// <summary>DeltaNet in residual blocks. Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024.</summary>

@@ -45,6 +45,39 @@ internal sealed class GatedDeltaNet : TokenMixer
         state?.Set(Memory, memory);
         return output.call(norm.call(read, projected[1]));
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, strengths, steps) = (new PackedLinear(project), new PackedLinear(output), new PackedLinear(strength), new PackedLinear(step));
+        var (convolve, normalize, rate) = (convolution.OverSpans(), norm.OverSpans(), logRate.exp().Numbers());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var beta = strengths.Apply(x, work);
+            var decay = steps.Apply(x, work);
+            var read = work.Take(x.Count, width); // parts: q, k, v, gate
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            convolve(parts.Columns(0, 3 * width), state, work);
+            for (var t = 0; t < x.Count; t++)
+            {
+                beta[t].Apply<Functions.Sigmoid>();
+                decay[t].Apply<Functions.LogOnePlusExp>();
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    DeltaNet.UnitLength(q);
+                    DeltaNet.UnitLength(k);
+                    q.Scale(1 / MathF.Sqrt(size));
+                    DeltaRecurrence.Step(memory.Head(h, size * size), q, k, v, beta[t][h], MathF.Exp(-rate[h] * decay[t][h]), read[t].Head(h, size));
+                }
+                normalize(read[t], parts[t][(3 * width)..]);
+            }
+            outOf.Apply(read, y);
+        };
+    }
 }
 
 /// <summary>Gated DeltaNet in residual blocks. Yang et al., "Gated delta networks: improving Mamba2 with delta rule", 2024.</summary>

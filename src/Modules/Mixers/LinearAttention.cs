@@ -47,6 +47,40 @@ internal sealed class LinearAttention : TokenMixer
         return output.call((read / weight.to(read.dtype)).MergeHeads());
     }
 
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf) = (new PackedLinear(project), new PackedLinear(output));
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        var rotary = _rotary ? new Rotary.OverSpans(size) : null;
+        return (x, y, state, work) =>
+        {
+            var qkv = into.Apply(x, work);
+            var read = work.Take(x.Count, width);
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            var z = work.Past(state, Normalizer, 1, heads, size);
+            var weights = work.Take(heads);
+            for (var t = 0; t < x.Count; t++)
+            {
+                using var frame = work.Open();
+                var features = qkv[t][..(2 * width)]; // q, k
+                features.Apply<Functions.EluPlusOne>();
+                z.Add(features[width..]);
+                for (var h = 0; h < heads; h++) weights[h] = TensorPrimitives.Dot<float>(features.Head(h, size), z.Head(h, size));
+                if (rotary is not null) Rotary.OverSpans.Turn(features, rotary.At((state?.Position ?? 0) + t, work));
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = features.Head(h, size);
+                    var k = features.Head(heads + h, size);
+                    var v = qkv[t].Head(2 * heads + h, size);
+                    var o = read[t].Head(h, size);
+                    GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, decay: [1], o);
+                    o.Scale(1 / weights[h]);
+                }
+            }
+            outOf.Apply(read, y);
+        };
+    }
+
     private static Tensor Feature(Tensor x) => nn.functional.elu(x, 1) + 1;
 }
 

@@ -46,6 +46,45 @@ internal sealed class Mamba2Mixer : TokenMixer
         var y = read.addcmul(u, skip.unsqueeze(-1), 1).MergeHeads() * nn.functional.silu(projected[0]);
         return output.call(norm.call(y.unsqueeze(2), null));
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, convolve, normalize) = (new PackedLinear(project), new PackedLinear(output), convolution.OverSpans(), norm.OverSpans());
+        var (rate, bias, skips) = (logRate.exp().Numbers(), stepBias.Numbers(), skip.Numbers());
+        var (inner, heads, states, size) = (_inner, _heads, _states, _inner / _heads);
+        return (x, y, state, work) =>
+        {
+            var projected = into.Apply(x, work);
+            var read = work.Take(x.Count, inner); // projected: z, (u, B, C), Δ
+            var z = projected.Columns(0, inner);
+            var parts = projected.Columns(inner, inner + 2 * states);
+            var delta = projected.Columns(2 * inner + 2 * states, heads);
+            var memory = work.Past(state, Memory, 1, heads, states, size);
+            var written = work.Take(size);
+            convolve(parts, state, work);
+            for (var t = 0; t < x.Count; t++)
+            {
+                delta[t].Add(bias);
+                delta[t].Apply<Functions.LogOnePlusExp>();
+                var b = parts[t].Slice(inner, states);
+                var c = parts[t][(inner + states)..];
+                for (var h = 0; h < heads; h++)
+                {
+                    var u = parts[t].Head(h, size);
+                    var o = read[t].Head(h, size);
+                    var step = delta[t][h];
+                    u.CopyTo(written);
+                    written.Scale(step);
+                    GatedLinearRecurrence.Step(memory.Head(h, states * size), c, b, written, [MathF.Exp(-rate[h] * step)], o);
+                    o.AddProduct(u, skips[h]);
+                }
+                z[t].Apply<Functions.Silu>();
+                read[t].Multiply(z[t]);
+                normalize(read[t], []);
+            }
+            outOf.Apply(read, y);
+        };
+    }
 }
 
 /// <summary>Mamba-2 in residual blocks; its mixer contains what an MLP would do, so there is none by default. Dao and Gu, "Transformers are SSMs", 2024.</summary>

@@ -30,6 +30,9 @@ internal static class HeadViews
 
     public static Tensor MergeHeads(this Tensor x) => x.flatten(-2);
 
+    /// <summary>The features of one head, of [heads · size].</summary>
+    public static Span<float> Head(this Span<float> x, int head, int size) => x.Slice(head * size, size);
+
     /// <summary>Cuts features into parts of the given sizes (views).</summary>
     public static Tensor[] Parts(this Tensor x, params long[] sizes) => x.split(sizes, -1);
 }
@@ -56,6 +59,26 @@ internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
         var y = (o * (o.to(type).square().mean([-1L], keepdim: true) + Epsilon).rsqrt().to(o.dtype) * weight).MergeHeads();
         return gate is null ? y : y * nn.functional.silu(gate);
     }
+
+    /// <summary>One position of <see cref="forward"/>: o, [heads · size], in place; the gate, likewise or empty, is used up.</summary>
+    internal delegate void SpanNorm(Span<float> o, Span<float> gate);
+
+    internal SpanNorm OverSpans()
+    {
+        var scale = weight.Numbers();
+        return (o, gate) =>
+        {
+            for (var heads = o; !heads.IsEmpty; heads = heads[scale.Length..])
+            {
+                var head = heads[..scale.Length];
+                head.Scale(1 / MathF.Sqrt(TensorPrimitives.SumOfSquares<float>(head) / head.Length + (float)Epsilon));
+                head.Multiply(scale);
+            }
+            if (gate.IsEmpty) return;
+            gate.Apply<Functions.Silu>();
+            o.Multiply(gate);
+        };
+    }
 }
 
 /// <summary>Depthwise causal convolution over a few elements, then SiLU: what lets a recurrence compare neighbours before it writes.</summary>
@@ -78,5 +101,25 @@ internal sealed class ShortConvolution : nn.Module<Tensor, MixerState?, Tensor>
         var (y, past) = CausalConvolution.Run(x, weight, state?[Past]);
         state?.Set(Past, past.clone());
         return y;
+    }
+
+    internal SpanUpdate OverSpans()
+    {
+        var (taps, channels, weights) = ((int)weight.shape[0], (int)weight.shape[1], weight.Numbers());
+        return (x, state, work) =>
+        {
+            using var frame = work.Open();
+            var past = work.Past(state, Past, 1, taps - 1, channels);
+            var sum = work.Take(channels);
+            for (var t = 0; t < x.Count; t++)
+            {
+                TensorPrimitives.Multiply(x[t], weights.AsSpan((taps - 1) * channels), sum);
+                for (var tap = 0; tap < taps - 1; tap++) sum.AddProduct(past.Slice(tap * channels, channels), weights.AsSpan(tap * channels, channels));
+                past[channels..].CopyTo(past);
+                x[t].CopyTo(past[((taps - 2) * channels)..]);
+                sum.Apply<Functions.Silu>();
+                sum.CopyTo(x[t]);
+            }
+        };
     }
 }

@@ -37,6 +37,35 @@ internal sealed class Retention : TokenMixer
         return output.call(norm.call(read, parts[3]));
     }
 
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, normalize) = (new PackedLinear(project), new PackedLinear(output), norm.OverSpans());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        var rotary = new Rotary.OverSpans(size);
+        var decay = LogGamma(output.weight).exp().Numbers();
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var read = work.Take(x.Count, width); // q, k, v, gate
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            for (var t = 0; t < x.Count; t++)
+            {
+                using var frame = work.Open();
+                Rotary.OverSpans.Turn(parts[t][..(2 * width)], rotary.At((state?.Position ?? 0) + t, work));
+                parts[t].Slice(width, width).Scale(1 / MathF.Sqrt(size));
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, [decay[h]], read[t].Head(h, size));
+                }
+                normalize(read[t], parts[t][(3 * width)..]);
+            }
+            outOf.Apply(read, y);
+        };
+    }
+
     // log γ_h, [h]
     private Tensor LogGamma(Tensor like) => log1p(-pow(2.0, -5 - arange(_heads, dtype: float64, device: like.device))).to(Chunks.StateType(like));
 }

@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -12,7 +13,7 @@ namespace MLSeq;
 /// dimension is gated linear attention (Yang et al. 2023, equation 3).</para>
 /// <para>Symbols: b batch, t time, h heads, K key size, V value size. Queries are used as given: divide them by √K beforehand where a paper does.</para>
 /// </remarks>
-public static class GatedLinearRecurrence
+public static partial class GatedLinearRecurrence
 {
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>
@@ -32,7 +33,7 @@ public static class GatedLinearRecurrence
             k = k.masked_fill(real.logical_not(), 0);
             if (logDecay is not null) logDecay = PerStep(logDecay, q).masked_fill((logDecay.dim() == 4 ? real : real.squeeze(-1)).logical_not(), 0);
         }
-        var fused = Fused(q, k, v, logDecay);
+        var fused = Fused(q, k, v, logDecay, initialState);
         return OperatorChoice.For(q.shape[1], hasFused: fused is not null) switch
         {
             OperatorForm.Naive => Naive(q, k, v, logDecay, initialState),
@@ -81,8 +82,10 @@ public static class GatedLinearRecurrence
     }
 
     /// <summary>The kernel that serves such tensors, given q, k, v, logDecay and initialState; null when there is none.</summary>
-    private static Func<object?[], Tensor[]>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay)
-        => FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? FusedCudaVectorRecurrence.Run : null;
+    private static Func<object?[], Tensor[]>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay, Tensor? initialState)
+        => CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? FusedCpuLinearRecurrence.Run
+            : FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? FusedCudaVectorRecurrence.Run
+            : null;
 
     private static (Tensor Output, Tensor FinalState) Both(Tensor[] outputs) => (outputs[0], outputs[1]);
 
