@@ -65,6 +65,10 @@ internal static class GridBenchmark
             ["x"] = randn(B, time, channels), ["delta"] = nn.functional.softplus(randn(B, time, channels) - 2), ["A"] = -randn(channels, states / 4).exp(), ["B"] = randn(B, time, states / 4), ["C"] = randn(B, time, states / 4),
             ["h0"] = randn(B, channels, states / 4),
         }, (x, naive) => naive ? SelectiveScan.Naive(x["x"], x["delta"], x["A"], x["B"], x["C"], x["h0"]) : SelectiveScan.Run(x["x"], x["delta"], x["A"], x["B"], x["C"], x["h0"]), []);
+        yield return new("conv", (time, _, channels) => new()
+        {
+            ["x"] = randn(B, time, channels), ["w"] = randn(4, channels) / 2, ["past"] = randn(B, 3, channels),
+        }, (x, naive) => naive ? CausalConvolution.Naive(x["x"], x["w"], x["past"]) : CausalConvolution.Run(x["x"], x["w"], x["past"]), []);
     }
 
     public static void Run(CommandLine command)

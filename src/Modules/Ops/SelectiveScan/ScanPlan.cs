@@ -48,7 +48,7 @@ internal sealed record ScanPlan(string Type, int Bytes, string Delta, int DeltaB
     /// <summary>Shared memory of every kernel but the gradient's: two tiles.</summary>
     public int SharedBytes => 2 * TileBytes;
 
-    /// <summary>Shared memory of the gradient's kernel: its Workspace.</summary>
+    /// <summary>Shared memory of the gradient's kernel: its Workspace. At most 97.5 KiB; every device has 99.</summary>
     public int GradientSharedBytes => Stages * (TileBytes + Chunk * Width * Bytes) + (Chunk / Steps * Channels * Threads * 4 + Chunk * Warps * 2 * Padded) * sizeof(float);
 
     /// <summary>Blocks side by side that serve the channels of a sequence [b, t, c].</summary>
