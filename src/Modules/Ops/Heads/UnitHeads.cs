@@ -1,4 +1,3 @@
-using System.Numerics.Tensors;
 using System.Runtime.InteropServices;
 using MLSeq.Native;
 using TorchSharp;
@@ -33,7 +32,7 @@ internal sealed class UnitHeads : OperatorFunction<UnitHeads>
     public static Tensor Normalize(Tensor x) => nn.functional.normalize(x, dim: -1, eps: Shortest);
 
     /// <summary>One vector, in place.</summary>
-    public static void Normalize(Span<float> x) => x.Scale(1 / MathF.Max(TensorPrimitives.Norm<float>(x), (float)Shortest));
+    public static void Normalize(Span<float> x) => x.Scale(1 / MathF.Max(System.Numerics.Tensors.TensorPrimitives.Norm<float>(x), (float)Shortest));
 
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
