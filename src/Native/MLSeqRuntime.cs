@@ -49,7 +49,7 @@ public static class MLSeqRuntime
             LibTorchFolder = LibTorchLoader.LibTorchFolder,
             CudaDevices = cuda,
             Operators = OperatorsAndWhy(),
-            Kernels = [.. cuda.SelectMany((_, device) => CudaKernels(device))],
+            Kernels = [$"CPU: {(failure is null ? CpuKernels.Status : "libtorch is needed first")}", .. CudaRuntime.Describe(cuda.Count, cuda.Count == 0 ? null : CudaRuntime.Instance)],
             Steps = LibTorchLoader.Steps,
             Missing = Missing(),
             Failure = failure,
@@ -72,13 +72,6 @@ public static class MLSeqRuntime
         if (string.IsNullOrWhiteSpace(chosen)) return form;
         var names = string.Join(", ", Enum.GetNames<OperatorForm>()).ToLowerInvariant();
         return FormNamed(chosen) is null ? $"{form} ({OperatorsVariable} is '{chosen}', which is none of {names}, and is ignored)" : $"{form} ({OperatorsVariable} is '{chosen}')";
-    }
-
-    private static IEnumerable<string> CudaKernels(int device)
-    {
-        if (CudaKernel.WhyNot(device) is { } whyNot) return [$"cuda:{device}: none; {whyNot}"];
-        var runtime = CudaRuntime.Instance!;
-        return [$"{runtime.Device(device).Device}: compiled by {runtime.Nvrtc}, driver for CUDA {runtime.Driver.Version}, kept {runtime.Cache.State}"];
     }
 
     internal static string Explain(string failure, IReadOnlyList<string> steps)
@@ -142,7 +135,7 @@ public sealed record RuntimeReport
     /// <summary>The form in which the recurrences are computed (<see cref="MLSeqRuntime.Operators"/>), and what the environment variable has to do with it.</summary>
     public required string Operators { get; init; }
 
-    /// <summary>MLSeq's own kernels, a line per device: where they come from, or why they cannot be used there.</summary>
+    /// <summary>MLSeq's own kernels, a line for each kind of device: where they come from, or why they cannot be used there.</summary>
     public required IReadOnlyList<string> Kernels { get; init; }
 
     /// <summary>What was tried, in order.</summary>

@@ -73,7 +73,7 @@ public sealed class SequenceClassificationTransformer : ITransformer, ISingleFea
 
     IRowToRowMapper ITransformer.GetRowToRowMapper(DataViewSchema inputSchema) => new BatchedRowMapper(this, inputSchema);
 
-    ScoringSession IBatchedTransformer.CreateSession(DataViewRow row, DataViewSchema.Column features) => Model.CreateSession(row, features, Model.Input, Model.Score);
+    ScoringSession IBatchedTransformer.CreateSession(DataViewRow row, DataViewSchema.Column features) => Model.CreateSession(row, features);
 
     DataViewSchema.Column IBatchedTransformer.FeatureColumn(DataViewSchema input) => FeatureColumn(input, Model.Input.Accepts);
 

@@ -73,6 +73,13 @@ internal static class OperatorSuite
             x => SelectiveScan.Naive(x["x"], x["delta"], x["A"], x["B"], x["C"]).Output,
             x => SelectiveScan.Run(x["x"], x["delta"], x["A"], x["B"], x["C"]).Output,
             (s, bytes) => (new(3 * s.Numbers * bytes, 6 * s.Numbers * ScanStates), new(8 * s.Numbers * bytes, 24 * s.Numbers * ScanStates)));
+        yield return new("conv", "cuDNN causal depthwise conv1d, width 4, without SiLU", [(0.87, 2.00), (0.441, 1.04), (0.440, 1.06)], s => new()
+        {
+            ["x"] = randn(s.Batch, s.Time, s.Heads * s.Size), ["w"] = randn(Taps, s.Heads * s.Size) / Math.Sqrt(Taps),
+        },
+            x => CausalConvolution.Naive(x["x"], x["w"]).Output,
+            x => CausalConvolution.Run(x["x"], x["w"]).Output,
+            (s, bytes) => (new(2 * s.Numbers * bytes, 2 * s.Numbers * Taps), new(5 * s.Numbers * bytes, 6 * s.Numbers * Taps)));
         yield return new("attention", "SDPA", [(0.91, 4.04), (0.207, 0.884), (4.94, 17.8)], Heads, x => Attention(x), x => Attention(x), (s, bytes) =>
         {
             var flops = 2 * s.Numbers * s.Time; // the causal half of q kᵀ and of p v

@@ -35,6 +35,16 @@ internal sealed class ResidualUpdate : nn.Module<Tensor, Tensor>
         return _dropPath > 0 ? update * (Kept(update) / (1 - _dropPath)) : update;
     }
 
+    /// <summary>What it does when not training, over spans.</summary>
+    internal SpanUpdate OverSpans()
+    {
+        var factors = scale?.Numbers();
+        return (update, _, _) =>
+        {
+            for (var t = 0; t < update.Count && factors is not null; t++) update[t].Multiply(factors);
+        };
+    }
+
     // 1 for rows that keep their update, 0 for the others: [batch, 1, …].
     private Tensor Kept(Tensor update)
     {

@@ -4,7 +4,8 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>One pre-norm residual block: <c>x = x + mixer(norm(x)); x = x + mlp(norm(x))</c>.</summary>
-internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerState?, Tensor>
+/// <remarks>A block leaves its last sum to the norm that follows, which computes it in passing (<see cref="AddNorm"/>).</remarks>
+internal sealed class ResidualBlock : nn.Module<Tensor, Tensor?, SequencePadding?, MixerState?, (Tensor X, Tensor Update)>
 {
     private readonly LayerNorm mixerNorm;
     private readonly TokenMixer mixer;
@@ -33,10 +34,44 @@ internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerS
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding, MixerState? state)
+    /// <param name="x">[batch, time, width].</param>
+    /// <param name="update">What is still to be added to x; null: nothing.</param>
+    /// <param name="padding">See <see cref="TokenMixer.forward"/>, like <paramref name="state"/>.</param>
+    /// <param name="state">What precedes.</param>
+    /// <returns>The block's result is the sum of both.</returns>
+    public override (Tensor X, Tensor Update) forward(Tensor x, Tensor? update, SequencePadding? padding, MixerState? state)
     {
-        x = x + mixerUpdate.call(mixer.call(mixerNorm.call(x), padding, state));
-        return mlp is null ? x : x + mlpUpdate!.call(mlp.call(mlpNorm!.call(x)));
+        (x, var normed) = AddNorm.Run(x, update, mixerNorm);
+        update = mixerUpdate.call(mixer.call(normed, padding, state));
+        if (mlp is null) return (x, update);
+        (x, normed) = AddNorm.Run(x, update, mlpNorm!);
+        return (x, mlpUpdate!.call(mlp.call(normed)));
+    }
+
+    /// <summary><see cref="forward"/> over spans, in place; null when the mixer has no such form.</summary>
+    internal SpanUpdate? OverSpans()
+    {
+        if (mixer.OverSpans() is not { } mix) return null;
+        var (normalize, update) = (mixerNorm.OverSpans(), mixerUpdate.OverSpans());
+        var (normalizeForMlp, applyMlp, updateOfMlp) = (mlpNorm?.OverSpans(), mlp?.OverSpans(), mlpUpdate?.OverSpans());
+        return (x, state, work) =>
+        {
+            using var frame = work.Open();
+            var normal = work.Take(x.Count, x.Width);
+            var change = work.Take(x.Count, x.Width);
+            x.CopyTo(normal);
+            normalize(normal, null, work);
+            mix(normal, change, state, work);
+            update(change, null, work);
+            for (var t = 0; t < x.Count; t++) x[t].Add(change[t]);
+            if (state is not null) state.Position += x.Count;
+            if (applyMlp is null) return;
+            x.CopyTo(normal);
+            normalizeForMlp!(normal, null, work);
+            applyMlp(normal, change, null, work);
+            updateOfMlp!(change, null, work);
+            for (var t = 0; t < x.Count; t++) x[t].Add(change[t]);
+        };
     }
 }
 
@@ -59,7 +94,21 @@ internal sealed class SequenceStack : nn.Module<Tensor, SequencePadding?, IReadO
     /// <param name="states">One per block: the sequence goes on from there, see <see cref="TokenMixer.forward"/>. Null: nothing precedes.</param>
     public override Tensor forward(Tensor x, SequencePadding? padding, IReadOnlyList<MixerState>? states)
     {
-        for (var i = 0; i < blocks.Count; i++) x = blocks[i].call(x, padding, states?[i]);
-        return norm.call(x);
+        Tensor? update = null;
+        for (var i = 0; i < blocks.Count; i++) (x, update) = blocks[i].call(x, update, padding, states?[i]);
+        return AddNorm.Run(x, update, norm).Norm;
+    }
+
+    /// <summary><see cref="forward"/> over spans, in place, with one state per block; null when a mixer has no such form.</summary>
+    internal SpanStack? OverSpans()
+    {
+        var updates = blocks.Select(block => block.OverSpans()).ToArray();
+        if (updates.Contains(null)) return null;
+        var normalize = norm.OverSpans();
+        return (x, states, work) =>
+        {
+            for (var i = 0; i < updates.Length; i++) updates[i]!(x, states?[i], work);
+            normalize(x, null, work);
+        };
     }
 }

@@ -15,9 +15,23 @@ internal sealed class SwiGlu : nn.Module<Tensor, Tensor>
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x)
+    public override Tensor forward(Tensor x) => output.call(GatedProduct.Run(gateAndValue.call(x)));
+
+    /// <summary>The rows of x, [time, width], to those of y.</summary>
+    internal SpanMixer OverSpans()
     {
-        var halves = gateAndValue.call(x).chunk(2, -1);
-        return output.call(nn.functional.silu(halves[0]) * halves[1]);
+        var (into, outOf) = (new PackedLinear(gateAndValue), new PackedLinear(output));
+        return (x, y, _, work) =>
+        {
+            var halves = into.Apply(x, work);
+            var gate = halves.Columns(0, outOf.Inputs);
+            var value = halves.Columns(outOf.Inputs, outOf.Inputs);
+            for (var t = 0; t < x.Count; t++)
+            {
+                gate[t].Apply<Functions.Silu>();
+                gate[t].Multiply(value[t]);
+            }
+            outOf.Apply(gate, y);
+        };
     }
 }

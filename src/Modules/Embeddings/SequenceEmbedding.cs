@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -5,7 +7,26 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>Turns the elements of a batch into vectors: [batch, time, width].</summary>
-internal abstract class SequenceEmbedding(string name) : nn.Module<SequenceBatch, Tensor>(name);
+internal abstract class SequenceEmbedding(string name) : nn.Module<SequenceBatch, Tensor>(name)
+{
+    private readonly List<SpanTable> _tables = [];
+
+    /// <summary>The form over spans, for one sequence.</summary>
+    internal abstract SpanEmbedding OverSpans();
+
+    /// <summary>A learned table over spans; it lives as long as the module.</summary>
+    private protected SpanTable Table(Tensor weight)
+    {
+        _tables.Add(new SpanTable(weight));
+        return _tables[^1];
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) _tables.ForEach(table => table.Dispose());
+        base.Dispose(disposing);
+    }
+}
 
 /// <summary>Numeric elements: an affine map of the channels of each position.</summary>
 internal sealed class SeriesEmbedding : SequenceEmbedding
@@ -19,6 +40,12 @@ internal sealed class SeriesEmbedding : SequenceEmbedding
     }
 
     public override Tensor forward(SequenceBatch batch) => projection.call(batch.Elements.to(projection.weight.dtype));
+
+    internal override SpanEmbedding OverSpans()
+    {
+        var map = new PackedLinear(projection);
+        return (row, x) => map.Apply(new Rows(row.Values, row.Count, map.Inputs), x);
+    }
 }
 
 /// <summary>Token ids 0 … tokens − 1: one learned vector each.</summary>
@@ -33,6 +60,15 @@ internal sealed class TokenEmbedding : SequenceEmbedding
     }
 
     public override Tensor forward(SequenceBatch batch) => table.call(batch.Elements);
+
+    internal override SpanEmbedding OverSpans()
+    {
+        var vectors = Table(table.weight!);
+        return (row, x) =>
+        {
+            for (var t = 0; t < x.Count; t++) vectors[row.Tokens[t]].CopyTo(x[t]);
+        };
+    }
 }
 
 /// <summary>
@@ -59,4 +95,48 @@ internal sealed class WordPieceEmbedding : SequenceEmbedding
         var elements = batch.Elements;
         return words.index_select(0, elements.flatten()).view(elements.shape[0], elements.shape[1], words.shape[1]);
     }
+
+    internal override SpanEmbedding OverSpans()
+    {
+        var vectors = Table(table.weight!);
+        return (row, x) =>
+        {
+            for (var t = 0; t < x.Count; t++)
+            {
+                var word = x[t];
+                var pieces = row.PiecesOf(t);
+                word.Clear();
+                foreach (var piece in pieces) word.Add(vectors[piece]);
+                word.Scale(1 / MathF.Sqrt(Math.Max(1, pieces.Length)));
+            }
+        };
+    }
+}
+
+/// <summary>The rows of a table [rows, width], where they are: tables may be large.</summary>
+internal sealed unsafe class SpanTable : IDisposable
+{
+    private readonly Tensor _table;
+    private readonly float* _first;
+    private readonly int _rows, _width;
+
+    public SpanTable(Tensor table)
+    {
+        _table = table.detach().DetachFromDisposeScope();
+        (_rows, _width) = (checked((int)table.shape[0]), checked((int)table.shape[1]));
+        _first = (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(_table.bytes));
+    }
+
+    /// <exception cref="ObjectDisposedException">The network was disposed.</exception>
+    public ReadOnlySpan<float> this[int row]
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(_table.IsInvalid, typeof(SequenceEmbedding));
+            ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)row, (uint)_rows, nameof(row));
+            return new(_first + (long)row * _width, _width);
+        }
+    }
+
+    public void Dispose() => _table.Dispose();
 }

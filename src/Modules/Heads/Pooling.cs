@@ -45,6 +45,21 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
     /// <summary>Pools what the state knows together with x, and lets it know x. The state's position still is that of x's first element.</summary>
     protected abstract Tensor Continue(Tensor x, MixerState state);
 
+    /// <summary><see cref="forward"/> over spans.</summary>
+    internal SpanPooling OverSpans()
+    {
+        var pool = SpanForm();
+        return (x, pooled, state, work) =>
+        {
+            using var frame = work.Open();
+            pool(x, pooled, state, work);
+            if (state is not null) state.Position += x.Count;
+        };
+    }
+
+    /// <summary><see cref="Continue"/> over spans; without a state nothing precedes.</summary>
+    protected abstract SpanPooling SpanForm();
+
     private sealed class MeanPooling() : Pooling("MeanPooling")
     {
         protected override Tensor Pool(Tensor x, SequencePadding? padding)
@@ -57,6 +72,13 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
             state.Set("sum", sum);
             return (sum / (state.Position + x.shape[1])).to(x.dtype);
         }
+
+        protected override SpanPooling SpanForm() => (x, pooled, state, work) =>
+        {
+            var sum = work.Past(state, "sum", 1, x.Width);
+            for (var t = 0; t < x.Count; t++) sum.Add(x[t]);
+            TensorPrimitives.Divide(sum, (state?.Position ?? 0) + x.Count, pooled);
+        };
     }
 
     private sealed class MaxPooling() : Pooling("MaxPooling")
@@ -69,6 +91,14 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
             state.Set("max", most);
             return most;
         }
+
+        protected override SpanPooling SpanForm() => (x, pooled, state, work) =>
+        {
+            var most = work.Past(state, "max", 1, x.Width);
+            if (state is null or { Position: 0 }) most.Fill(float.NegativeInfinity);
+            for (var t = 0; t < x.Count; t++) TensorPrimitives.Max(most, x[t], most);
+            most.CopyTo(pooled);
+        };
     }
 
     private sealed class LastPooling() : Pooling("LastPooling")
@@ -79,6 +109,8 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
                 : x.gather(1, (padding.Lengths - 1).view(-1, 1, 1).expand(x.shape[0], 1, x.shape[2])).squeeze(1);
 
         protected override Tensor Continue(Tensor x, MixerState state) => Pool(x, null);
+
+        protected override SpanPooling SpanForm() => (x, pooled, _, _) => x[x.Count - 1].CopyTo(pooled);
     }
 
     /// <summary>
@@ -125,6 +157,37 @@ internal abstract class Pooling(string name) : nn.Module<Tensor, SequencePadding
             state.Set("sum", sum);
             state.Set("weighted", weighted);
             return (weighted / sum).to(x.dtype).view(x.shape[0], -1);
+        }
+
+        protected override SpanPooling SpanForm()
+        {
+            var (map, queries, rotary) = (new PackedLinear(keysAndValues), query.Numbers(), new Rotary.OverSpans((int)_size));
+            var (heads, size) = ((int)_heads, (int)_size);
+            return (x, pooled, state, work) =>
+            {
+                var position = state?.Position ?? 0;
+                var largest = work.Past(state, "largest", 1, heads, 1);
+                var sum = work.Past(state, "sum", 1, heads, 1);
+                var weighted = work.Past(state, "weighted", 1, heads, size);
+                if (position == 0) largest.Fill(float.NegativeInfinity);
+                var kv = map.Apply(x, work);
+                for (var t = 0; t < x.Count; t++)
+                {
+                    using var frame = work.Open();
+                    Rotary.OverSpans.Turn(kv[t][..x.Width], rotary.At(position + t, work));
+                    for (var h = 0; h < heads; h++)
+                    {
+                        var score = TensorPrimitives.Dot<float>(kv[t].Head(h, size), queries.AsSpan().Head(h, size)) / MathF.Sqrt(size);
+                        var most = MathF.Max(largest[h], score);
+                        var (shrink, weight) = (MathF.Exp(largest[h] - most), MathF.Exp(score - most));
+                        (largest[h], sum[h]) = (most, sum[h] * shrink + weight);
+                        var head = weighted.Head(h, size);
+                        head.Scale(shrink);
+                        head.AddProduct(kv[t].Head(heads + h, size), weight);
+                    }
+                }
+                for (var h = 0; h < heads; h++) TensorPrimitives.Divide(weighted.Head(h, size), sum[h], pooled.Head(h, size));
+            };
         }
 
         // Scores, [batch, h, time] in float32 or better, and values, [batch, h, time, d].

@@ -1,3 +1,4 @@
+using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -58,6 +59,9 @@ internal sealed class SequenceClassifier : nn.Module<SequenceBatch, SequenceStat
     /// <summary>Whether it can go on from a state.</summary>
     public bool IsCausal => modules().OfType<TokenMixer>().All(mixer => mixer.IsCausal);
 
+    /// <summary>Numbers that the backbone has learned; about the multiplications per element.</summary>
+    public long BackboneParameters => backbone.parameters().Sum(parameter => parameter.numel());
+
     /// <param name="batch">The sequences, or their next elements.</param>
     /// <param name="state">What precedes the batch; afterwards it includes the batch. Null: nothing precedes, and nothing is kept.</param>
     public override Tensor forward(SequenceBatch batch, SequenceState? state)
@@ -69,5 +73,26 @@ internal sealed class SequenceClassifier : nn.Module<SequenceBatch, SequenceStat
         var pooled = pooling.call(x, batch.Padding, state?.Pooling);
         if (training && _headDropout > 0) pooled = nn.functional.dropout(pooled, _headDropout);
         return head.call(pooled).to(float32);
+    }
+
+    /// <summary><see cref="forward"/> when not training, and the softmax, over spans: for one sequence on the CPU. Null when a mixer has no such form, or the network is elsewhere or not in float32.</summary>
+    public SpanClassifier? OverSpans()
+    {
+        using var scope = NewDisposeScope();
+        using var _ = no_grad();
+        if (parameters().Any(parameter => parameter.device_type != DeviceType.CPU || parameter.dtype != float32)) return null;
+        if (backbone.OverSpans() is not { } stack) return null;
+        var (embed, pool, classify, width) = (embedding.OverSpans(), pooling.OverSpans(), new PackedLinear(head), (int)head.weight.shape[1]);
+        return (row, state, work, probabilities) =>
+        {
+            using var frame = work.Open();
+            var x = work.Take(row.Count, width);
+            var pooled = work.Take(width);
+            embed(row, x);
+            stack(x, state?.Blocks, work);
+            pool(x, pooled, state?.Pooling, work);
+            classify.Apply(pooled, probabilities);
+            probabilities.Softmax();
+        };
     }
 }

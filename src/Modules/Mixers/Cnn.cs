@@ -29,6 +29,34 @@ internal sealed class DilatedConvolution : TokenMixer
         state?.Set(Past, all.narrow(1, x.shape[1], _before).clone());
         return nn.functional.gelu(convolution.call(all.transpose(1, 2))).transpose(1, 2);
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var taps = (int)convolution.weight.shape[2];
+        var map = new PackedLinear(convolution.weight.transpose(1, 2).flatten(1), convolution.bias); // W of all taps side by side
+        var (before, dilation) = (_before, taps == 1 ? 1 : (_before + _after) / (taps - 1));
+        return (x, y, state, work) =>
+        {
+            var width = x.Width;
+            var past = work.Past(state, Past, 1, before, width);
+            var seen = work.Take(x.Count, taps * width);
+            for (var t = 0; t < x.Count; t++)
+                for (var tap = 0; tap < taps; tap++)
+                {
+                    var at = t - before + tap * dilation;
+                    var to = seen[t].Slice(tap * width, width);
+                    if (at < 0) past.Slice((before + at) * width, width).CopyTo(to);
+                    else if (at < x.Count) x[at].CopyTo(to);
+                    else to.Clear();
+                }
+            map.Apply(seen, y);
+            for (var t = 0; t < x.Count; t++) y[t].Apply<Functions.Gelu>();
+            if (state is null) return;
+            var kept = Math.Max(0, before - x.Count);
+            past[((before - kept) * width)..].CopyTo(past);
+            for (var i = kept; i < before; i++) x[x.Count - before + i].CopyTo(past.Slice(i * width, width));
+        };
+    }
 }
 
 /// <summary>A residual convolutional network over time whose reach doubles from block to block. Bai, Kolter and Koltun 2018.</summary>

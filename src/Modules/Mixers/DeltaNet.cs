@@ -32,15 +32,42 @@ internal sealed class DeltaNet : TokenMixer
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         var width = x.shape[2];
-        var parts = convolution.call(project.call(x), state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = UnitHeads.Run(convolution.call(project.call(x), state), _heads, queryDivisor: Math.Sqrt(width / _heads));
         var beta = strength.call(x).sigmoid(); // [batch, time, h]
         var (read, memory) = DeltaRecurrence.Run(q, k, v, beta, initialState: state?[Memory]);
         state?.Set(Memory, memory);
         return output.call(norm.call(read, null));
     }
 
-    internal static Tensor UnitLength(Tensor x) => nn.functional.normalize(x, dim: -1, eps: 1e-6);
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, strengths, convolve, normalize) = (new PackedLinear(project), new PackedLinear(output), new PackedLinear(strength), convolution.OverSpans(), norm.OverSpans());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var beta = strengths.Apply(x, work);
+            var read = work.Take(x.Count, width); // parts: q, k, v
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            convolve(parts, state, work);
+            for (var t = 0; t < x.Count; t++)
+            {
+                beta[t].Apply<Functions.Sigmoid>();
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    UnitHeads.Normalize(q);
+                    UnitHeads.Normalize(k);
+                    q.Scale(1 / MathF.Sqrt(size));
+                    DeltaRecurrence.Step(memory.Head(h, size * size), q, k, v, beta[t][h], decay: 1, read[t].Head(h, size));
+                }
+                normalize(read[t], []);
+            }
+            outOf.Apply(read, y);
+        };
+    }
 }
 
 /// <summary>DeltaNet in residual blocks. Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024.</summary>

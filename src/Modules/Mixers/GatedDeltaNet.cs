@@ -37,13 +37,45 @@ internal sealed class GatedDeltaNet : TokenMixer
     {
         var (width, type) = (x.shape[2], Chunks.StateType(x));
         var projected = project.call(x).Parts(3 * width, width);
-        var parts = convolution.call(projected[0], state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = UnitHeads.Run(convolution.call(projected[0], state), _heads, queryDivisor: Math.Sqrt(width / _heads));
         var beta = strength.call(x).sigmoid(); // [batch, time, h]
         var logDecay = -logRate.to(type).exp() * nn.functional.softplus(step.call(x).to(type)); // [batch, time, h]
         var (read, memory) = DeltaRecurrence.Run(q, k, v, beta, logDecay, state?[Memory]);
         state?.Set(Memory, memory);
         return output.call(norm.call(read, projected[1]));
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, strengths, steps) = (new PackedLinear(project), new PackedLinear(output), new PackedLinear(strength), new PackedLinear(step));
+        var (convolve, normalize, rate) = (convolution.OverSpans(), norm.OverSpans(), logRate.exp().Numbers());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var beta = strengths.Apply(x, work);
+            var decay = steps.Apply(x, work);
+            var read = work.Take(x.Count, width); // parts: q, k, v, gate
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            convolve(parts.Columns(0, 3 * width), state, work);
+            for (var t = 0; t < x.Count; t++)
+            {
+                beta[t].Apply<Functions.Sigmoid>();
+                decay[t].Apply<Functions.LogOnePlusExp>();
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    UnitHeads.Normalize(q);
+                    UnitHeads.Normalize(k);
+                    q.Scale(1 / MathF.Sqrt(size));
+                    DeltaRecurrence.Step(memory.Head(h, size * size), q, k, v, beta[t][h], MathF.Exp(-rate[h] * decay[t][h]), read[t].Head(h, size));
+                }
+                normalize(read[t], parts[t][(3 * width)..]);
+            }
+            outOf.Apply(read, y);
+        };
     }
 }
 

@@ -1,3 +1,4 @@
+using System.Numerics;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -38,6 +39,39 @@ internal sealed class GatedLinearAttention : TokenMixer
         var (read, memory) = GatedLinearRecurrence.Run(q, k, v, logDecay, state?[Memory], padding); // decays are measured from the middles of blocks, which may be padded
         state?.Set(Memory, memory);
         return output.call(norm.call(read, parts[3]));
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, down, up, outOf, normalize) = (new PackedLinear(project), new PackedLinear(decayDown), new PackedLinear(decayUp), new PackedLinear(output), norm.OverSpans());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var alpha = up.Apply(down.Apply(x, work), work);
+            var read = work.Take(x.Count, width); // parts: q, k, v, gate
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            for (var t = 0; t < x.Count; t++)
+            {
+                alpha[t].Apply<Forgetting>();
+                parts[t][..width].Scale(1 / MathF.Sqrt(size));
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, alpha[t].Head(h, size), read[t].Head(h, size));
+                }
+                normalize(read[t], parts[t][(3 * width)..]);
+            }
+            outOf.Apply(read, y);
+        };
+    }
+
+    // σ(x)^{1/τ}
+    private readonly struct Forgetting : IFunction
+    {
+        public static Vector<float> Of(Vector<float> x) => Functions.Exponential(Functions.Softplus(-x) * new Vector<float>((float)(-1 / Temperature)));
     }
 }
 

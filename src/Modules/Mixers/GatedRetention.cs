@@ -1,3 +1,4 @@
+using System.Numerics;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -29,14 +30,47 @@ internal sealed class GatedRetention : TokenMixer
 
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        var (time, width) = (x.shape[1], x.shape[2]);
-        var parts = project.call(x).Parts(width, width, width, width); // q, k, v, gate
-        var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
-        var (q, k, v) = (rotary.Apply(parts[0].SplitHeads(_heads)), rotary.Apply(parts[1].SplitHeads(_heads)) / Math.Sqrt(width / _heads), parts[2].SplitHeads(_heads));
+        var parts = TurnedHeads.Run(project.call(x), 4, _heads, state?.Position ?? 0, keyDivisor: Math.Sqrt(x.shape[2] / _heads)); // q, k, v, gate: [batch, time, h, d]
         var logDecay = nn.functional.logsigmoid(decay.call(x).to(Chunks.StateType(x))) / Temperature; // [batch, time, h]
-        var (read, memory) = GatedLinearRecurrence.Run(q, k, v, logDecay, state?[Memory]);
+        var (read, memory) = GatedLinearRecurrence.Run(parts[0], parts[1], parts[2], logDecay, state?[Memory]);
         state?.Set(Memory, memory);
-        return output.call(norm.call(read, parts[3]));
+        return output.call(norm.call(read, parts[3].MergeHeads()));
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, decays, outOf, normalize) = (new PackedLinear(project), new PackedLinear(decay), new PackedLinear(output), norm.OverSpans());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        var rotary = new Rotary.OverSpans(size);
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var gamma = decays.Apply(x, work);
+            var read = work.Take(x.Count, width); // parts: q, k, v, gate
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            for (var t = 0; t < x.Count; t++)
+            {
+                using var frame = work.Open();
+                gamma[t].Apply<Forgetting>();
+                Rotary.OverSpans.Turn(parts[t][..(2 * width)], rotary.At((state?.Position ?? 0) + t, work));
+                parts[t].Slice(width, width).Scale(1 / MathF.Sqrt(size));
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, [gamma[t][h]], read[t].Head(h, size));
+                }
+                normalize(read[t], parts[t][(3 * width)..]);
+            }
+            outOf.Apply(read, y);
+        };
+    }
+
+    // σ(x)^{1/τ}
+    private readonly struct Forgetting : IFunction
+    {
+        public static Vector<float> Of(Vector<float> x) => Functions.Exponential(Functions.Softplus(-x) * new Vector<float>((float)(-1 / Temperature)));
     }
 }
 

@@ -23,6 +23,30 @@ internal sealed class GruMixer : TokenMixer
         state?.Set("hidden", last);
         return y;
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (input, hidden) = PackedLinear.Recurrent(gru); // r, z, n
+        return (x, y, state, work) =>
+        {
+            var width = x.Width;
+            var h = work.Past(state, "hidden", 1, 1, width);
+            var fromInput = input.Apply(x, work);
+            var fromHidden = work.Take(3 * width);
+            for (var t = 0; t < x.Count; t++)
+            {
+                hidden.Apply(h, fromHidden);
+                var gates = fromInput[t][..(2 * width)];
+                var n = fromInput[t][(2 * width)..];
+                gates.Add(fromHidden[..(2 * width)]);
+                gates.Apply<Functions.Sigmoid>();
+                n.AddProduct(gates[..width], fromHidden[(2 * width)..]);
+                TensorPrimitives.Tanh(n, n);
+                TensorPrimitives.Lerp(n, h, gates[width..], h); // (1 − z) n + z h
+                h.CopyTo(y[t]);
+            }
+        };
+    }
 }
 
 /// <summary>GRU in residual blocks. Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014.</summary>

@@ -29,7 +29,13 @@ internal sealed class LinearAttention : TokenMixer
 
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        var qkv = project.call(x).Parts(x.shape[2], x.shape[2], x.shape[2]);
+        var projected = project.call(x);
+        if (state is null && NormalizedFeatures.Serve(projected, _heads))
+        {
+            var features = NormalizedFeatures.Run(projected, _heads, _rotary);
+            return output.call(GatedLinearRecurrence.Run(features.Q, features.K, features.V).Output.MergeHeads());
+        }
+        var qkv = projected.Parts(x.shape[2], x.shape[2], x.shape[2]);
         var (q, k, v) = (Feature(qkv[0].SplitHeads(_heads)), Feature(qkv[1].SplitHeads(_heads)), qkv[2].SplitHeads(_heads)); // [batch, time, h, d]
         var type = Chunks.StateType(x);
         var z = k.to(type).cumsum(1); // [batch, time, h, d]
@@ -45,6 +51,40 @@ internal sealed class LinearAttention : TokenMixer
         state?.Set(Memory, memory);
         state?.Set(Normalizer, z.select(1, x.shape[1] - 1).clone());
         return output.call((read / weight.to(read.dtype)).MergeHeads());
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf) = (new PackedLinear(project), new PackedLinear(output));
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        var rotary = _rotary ? new Rotary.OverSpans(size) : null;
+        return (x, y, state, work) =>
+        {
+            var qkv = into.Apply(x, work);
+            var read = work.Take(x.Count, width);
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            var z = work.Past(state, Normalizer, 1, heads, size);
+            var weights = work.Take(heads);
+            for (var t = 0; t < x.Count; t++)
+            {
+                using var frame = work.Open();
+                var features = qkv[t][..(2 * width)]; // q, k
+                features.Apply<Functions.EluPlusOne>();
+                z.Add(features[width..]);
+                for (var h = 0; h < heads; h++) weights[h] = TensorPrimitives.Dot<float>(features.Head(h, size), z.Head(h, size));
+                if (rotary is not null) Rotary.OverSpans.Turn(features, rotary.At((state?.Position ?? 0) + t, work));
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = features.Head(h, size);
+                    var k = features.Head(heads + h, size);
+                    var v = qkv[t].Head(2 * heads + h, size);
+                    var o = read[t].Head(h, size);
+                    GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, decay: [1], o);
+                    o.Scale(1 / weights[h]);
+                }
+            }
+            outOf.Apply(read, y);
+        };
     }
 
     private static Tensor Feature(Tensor x) => nn.functional.elu(x, 1) + 1;

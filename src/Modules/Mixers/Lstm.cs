@@ -29,6 +29,34 @@ internal sealed class LstmMixer : TokenMixer
         state?.Set("cell", cell);
         return y;
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (input, hidden) = PackedLinear.Recurrent(lstm); // i, f, candidate, o
+        return (x, y, state, work) =>
+        {
+            var width = x.Width;
+            var h = work.Past(state, "hidden", 1, 1, width);
+            var c = work.Past(state, "cell", 1, 1, width);
+            var fromInput = input.Apply(x, work);
+            var fromHidden = work.Take(4 * width);
+            for (var t = 0; t < x.Count; t++)
+            {
+                hidden.Apply(h, fromHidden);
+                var gates = fromInput[t];
+                gates.Add(fromHidden);
+                var candidate = gates.Slice(2 * width, width);
+                TensorPrimitives.Tanh(candidate, candidate);
+                gates[..(2 * width)].Apply<Functions.Sigmoid>();
+                gates[(3 * width)..].Apply<Functions.Sigmoid>();
+                c.Multiply(gates.Slice(width, width));
+                c.AddProduct(gates[..width], candidate);
+                TensorPrimitives.Tanh(c, h);
+                h.Multiply(gates[(3 * width)..]);
+                h.CopyTo(y[t]);
+            }
+        };
+    }
 }
 
 /// <summary>LSTM in residual blocks. Hochreiter and Schmidhuber, "Long short-term memory", 1997.</summary>

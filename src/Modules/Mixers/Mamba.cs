@@ -46,6 +46,32 @@ internal sealed class MambaMixer : TokenMixer
         state?.Set(Memory, memory);
         return output.call(y.addcmul(u, skip, 1) * nn.functional.silu(parts[1]));
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, selection, steps, outOf, convolve) = (new PackedLinear(project), new PackedLinear(select), new PackedLinear(step), new PackedLinear(output), convolution.OverSpans());
+        var (inner, states, rank, a, skips) = (_inner, _states, _rank, (-logRate.exp()).Numbers(), skip.Numbers());
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var u = parts.Columns(0, inner);
+            var z = parts.Columns(inner, inner);
+            var read = work.Take(x.Count, inner);
+            convolve(u, state, work);
+            var selected = selection.Apply(u, work); // of Δ, B, C
+            var delta = steps.Apply(selected.Columns(0, rank), work);
+            var memory = work.Past(state, Memory, 1, inner, states);
+            for (var t = 0; t < x.Count; t++)
+            {
+                delta[t].Apply<Functions.LogOnePlusExp>();
+                SelectiveScan.Step(memory, u[t], delta[t], a, selected[t].Slice(rank, states), selected[t][(rank + states)..], read[t]);
+                read[t].AddProduct(u[t], skips);
+                z[t].Apply<Functions.Silu>();
+                read[t].Multiply(z[t]);
+            }
+            outOf.Apply(read, y);
+        };
+    }
 }
 
 /// <summary>Mamba in residual blocks; its mixer contains what an MLP would do, so there is none by default. Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023.</summary>

@@ -43,8 +43,46 @@ internal sealed class Mamba2Mixer : TokenMixer
         Tensor Shared(Tensor map) => map.unsqueeze(2).expand(-1, -1, _heads, -1); // [batch, time, h, n]
         var (read, memory) = GatedLinearRecurrence.Run(Shared(parts[2]), Shared(parts[1]), u * delta.unsqueeze(-1).to(u.dtype), -logRate.to(type).exp() * delta, state?[Memory]);
         state?.Set(Memory, memory);
-        var y = read.addcmul(u, skip.unsqueeze(-1), 1).MergeHeads() * nn.functional.silu(projected[0]);
-        return output.call(norm.call(y.unsqueeze(2), null));
+        return output.call(SkipNorm.Run(read, u, skip, projected[0], norm.Weight));
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, convolve, normalize) = (new PackedLinear(project), new PackedLinear(output), convolution.OverSpans(), norm.OverSpans());
+        var (rate, bias, skips) = (logRate.exp().Numbers(), stepBias.Numbers(), skip.Numbers());
+        var (inner, heads, states, size) = (_inner, _heads, _states, _inner / _heads);
+        return (x, y, state, work) =>
+        {
+            var projected = into.Apply(x, work);
+            var read = work.Take(x.Count, inner); // projected: z, (u, B, C), Δ
+            var z = projected.Columns(0, inner);
+            var parts = projected.Columns(inner, inner + 2 * states);
+            var delta = projected.Columns(2 * inner + 2 * states, heads);
+            var memory = work.Past(state, Memory, 1, heads, states, size);
+            var written = work.Take(size);
+            convolve(parts, state, work);
+            for (var t = 0; t < x.Count; t++)
+            {
+                delta[t].Add(bias);
+                delta[t].Apply<Functions.LogOnePlusExp>();
+                var b = parts[t].Slice(inner, states);
+                var c = parts[t][(inner + states)..];
+                for (var h = 0; h < heads; h++)
+                {
+                    var u = parts[t].Head(h, size);
+                    var o = read[t].Head(h, size);
+                    var step = delta[t][h];
+                    u.CopyTo(written);
+                    written.Scale(step);
+                    GatedLinearRecurrence.Step(memory.Head(h, states * size), c, b, written, [MathF.Exp(-rate[h] * step)], o);
+                    o.AddProduct(u, skips[h]);
+                }
+                z[t].Apply<Functions.Silu>();
+                read[t].Multiply(z[t]);
+                normalize(read[t], []);
+            }
+            outOf.Apply(read, y);
+        };
     }
 }
 

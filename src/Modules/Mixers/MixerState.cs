@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -8,6 +10,7 @@ namespace MLSeq;
 public sealed class MixerState : IDisposable
 {
     private readonly SortedDictionary<string, Tensor> _tensors = new(StringComparer.Ordinal);
+    private readonly Dictionary<string, (nint Address, int Count)> _places = []; // of parts that were asked for in place: TorchSharp takes long to tell them
 
     /// <summary>Elements so far.</summary>
     public long Position { get; set; }
@@ -27,6 +30,21 @@ public sealed class MixerState : IDisposable
         ArgumentNullException.ThrowIfNull(value);
         if (_tensors.GetValueOrDefault(name) is { } old && !ReferenceEquals(old, value)) old.Dispose();
         _tensors[name] = value.DetachFromDisposeScope();
+        _places.Remove(name);
+    }
+
+    /// <summary>The numbers of a part that is Single on the CPU, to read and to write; zeros of the given shape when the past is empty. Valid until the part is replaced.</summary>
+    internal unsafe Span<float> InPlace(string name, params ReadOnlySpan<long> shape)
+    {
+        if (!_places.TryGetValue(name, out var place))
+        {
+            if (!_tensors.TryGetValue(name, out var part)) Set(name, part = zeros(shape.ToArray()));
+            else if (part.device_type != DeviceType.CPU || !part.is_contiguous()) Set(name, part = part.cpu().contiguous());
+            var bytes = part.bytes;
+            place = ((nint)Unsafe.AsPointer(ref MemoryMarshal.GetReference(bytes)), bytes.Length / sizeof(float));
+            _places.Add(name, place);
+        }
+        return new Span<float>((void*)place.Address, place.Count);
     }
 
     /// <summary>Forgets everything.</summary>
@@ -34,6 +52,7 @@ public sealed class MixerState : IDisposable
     {
         foreach (var tensor in _tensors.Values) tensor.Dispose();
         _tensors.Clear();
+        _places.Clear();
         Position = 0;
     }
 

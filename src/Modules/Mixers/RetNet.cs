@@ -28,13 +28,39 @@ internal sealed class Retention : TokenMixer
 
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        var (time, width) = (x.shape[1], x.shape[2]);
-        var parts = project.call(x).Parts(width, width, width, width); // q, k, v, gate
-        var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
-        var (q, k, v) = (rotary.Apply(parts[0].SplitHeads(_heads)), rotary.Apply(parts[1].SplitHeads(_heads)) / Math.Sqrt(width / _heads), parts[2].SplitHeads(_heads));
-        var (read, memory) = GatedLinearRecurrence.Run(q, k, v, LogGamma(x), state?[Memory]);
+        var parts = TurnedHeads.Run(project.call(x), 4, _heads, state?.Position ?? 0, keyDivisor: Math.Sqrt(x.shape[2] / _heads)); // q, k, v, gate: [batch, time, h, d]
+        var (read, memory) = GatedLinearRecurrence.Run(parts[0], parts[1], parts[2], LogGamma(x), state?[Memory]);
         state?.Set(Memory, memory);
-        return output.call(norm.call(read, parts[3]));
+        return output.call(norm.call(read, parts[3].MergeHeads()));
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf, normalize) = (new PackedLinear(project), new PackedLinear(output), norm.OverSpans());
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        var rotary = new Rotary.OverSpans(size);
+        var decay = LogGamma(output.weight).exp().Numbers();
+        return (x, y, state, work) =>
+        {
+            var parts = into.Apply(x, work);
+            var read = work.Take(x.Count, width); // q, k, v, gate
+            var memory = work.Past(state, Memory, 1, heads, size, size);
+            for (var t = 0; t < x.Count; t++)
+            {
+                using var frame = work.Open();
+                Rotary.OverSpans.Turn(parts[t][..(2 * width)], rotary.At((state?.Position ?? 0) + t, work));
+                parts[t].Slice(width, width).Scale(1 / MathF.Sqrt(size));
+                for (var h = 0; h < heads; h++)
+                {
+                    var q = parts[t].Head(h, size);
+                    var k = parts[t].Head(heads + h, size);
+                    var v = parts[t].Head(2 * heads + h, size);
+                    GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, [decay[h]], read[t].Head(h, size));
+                }
+                normalize(read[t], parts[t][(3 * width)..]);
+            }
+            outOf.Apply(read, y);
+        };
     }
 
     // log γ_h, [h]

@@ -20,6 +20,24 @@ internal sealed class RnnMixer : TokenMixer
         state?.Set("hidden", last);
         return y;
     }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (input, hidden) = PackedLinear.Recurrent(rnn);
+        return (x, y, state, work) =>
+        {
+            var h = work.Past(state, "hidden", 1, 1, x.Width);
+            var fromHidden = work.Take(x.Width);
+            input.Apply(x, y);
+            for (var t = 0; t < x.Count; t++)
+            {
+                hidden.Apply(h, fromHidden);
+                y[t].Add(fromHidden);
+                TensorPrimitives.Tanh(y[t], h);
+                h.CopyTo(y[t]);
+            }
+        };
+    }
 }
 
 /// <summary>Elman's recurrent network in residual blocks. Elman, "Finding structure in time", 1990.</summary>

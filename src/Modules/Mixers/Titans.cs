@@ -15,7 +15,8 @@ namespace MLSeq;
 internal sealed class TitansMixer : TokenMixer
 {
     private const double ForgettingBias = -4.6; // σ(−4.6) = 0.01
-    private static readonly double LogMostMomentum = Math.Log(0.9);
+    private const double MostMomentum = 0.9;
+    private static readonly double LogMostMomentum = Math.Log(MostMomentum);
 
     private readonly Linear project, gates, output;
     private readonly ShortConvolution convolution;
@@ -50,16 +51,66 @@ internal sealed class TitansMixer : TokenMixer
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         var batch = x.shape[0];
-        var memory = Restore(state);
-        if (memory is null)
-        {
-            memory = NeuralMemoryState.Start(weights, batch);
-            if (persistent is not null) (_, memory) = Remember(persistent.unsqueeze(0).expand(batch, -1, -1), memory, null);
-            memory = memory with { Seen = 0 }; // the sequence begins a chunk
-        }
+        var memory = Restore(state) ?? Start(batch);
         (var read, memory) = Remember(x, memory, state);
         if (state is not null) Keep(memory, state);
         return attention is null ? read : read + attention.Mix(read, padding, state); // its parts live in the same state
+    }
+
+    internal override SpanMixer? OverSpans()
+    {
+        using var scope = NewDisposeScope();
+        using var _ = no_grad();
+        var (into, control, outOf, convolve, normalize, attend) = (new PackedLinear(project), new PackedLinear(gates), new PackedLinear(output), convolution.OverSpans(), norm.OverSpans(), attention?.OverSpans());
+        var (heads, width, size, chunk) = (_heads, outOf.Inputs, outOf.Inputs / _heads, _chunk);
+        var start = Start(batch: 1);
+        var parts = Enumerable.Range(0, weights.Count).Select(l => (Memory: start.Memory[l].Numbers(), Momentum: start.Momentum[l].Numbers(), Shape: weights[l].shape, Names: ("memory" + l, "momentum" + l, "start" + l))).ToArray();
+        return (x, y, state, work) =>
+        {
+            var (position, time) = (state?.Position ?? 0, x.Count);
+            var projected = into.Apply(x, work);
+            var gate = control.Apply(x, work);
+            var read = work.Take(time, width); // projected: q, k, v, gate of the output; gate: θ, η, 1 − α
+            convolve(projected.Columns(0, 3 * width), state, work);
+            for (var t = 0; t < time; t++) gate[t].Apply<Functions.Sigmoid>();
+            Span<NeuralMemory.SpanLayer> layers = stackalloc NeuralMemory.SpanLayer[parts.Length];
+            for (var h = 0; h < heads; h++)
+            {
+                for (var l = 0; l < layers.Length; l++)
+                {
+                    var (initial, initialMomentum, shape, names) = parts[l];
+                    var (inputs, outputs) = ((int)shape[1], (int)shape[2]);
+                    Span<float> Part(string name) => work.Past(state, name, 1, heads, inputs, outputs).Head(h, inputs * outputs);
+                    layers[l] = new(Part(names.Item1), Part(names.Item2), Part(names.Item3), inputs);
+                    if (position > 0) continue;
+                    initial.AsSpan().Head(h, inputs * outputs).CopyTo(layers[l].Memory);
+                    initialMomentum.AsSpan().Head(h, inputs * outputs).CopyTo(layers[l].Momentum);
+                }
+                for (var t = 0; t < time; t++)
+                {
+                    var q = projected[t].Head(h, size);
+                    var k = projected[t].Head(heads + h, size);
+                    var v = projected[t].Head(2 * heads + h, size);
+                    UnitHeads.Normalize(q);
+                    UnitHeads.Normalize(k);
+                    var momentum = (float)MostMomentum * gate[t][heads + h];
+                    NeuralMemory.Step(layers, (position + t) % chunk == 0, q, k, v, gate[t][h] * (1 - momentum) / chunk, momentum, gate[t][2 * heads + h], read[t].Head(h, size), work);
+                }
+            }
+            for (var t = 0; t < time; t++) normalize(read[t], projected[t][(3 * width)..]);
+            outOf.Apply(read, y);
+            if (attend is null) return;
+            attend(y, read, state, work);
+            for (var t = 0; t < time; t++) y[t].Add(read[t]);
+        };
+    }
+
+    // The memory before a sequence: what it has learned to begin with, and the persistent tokens.
+    private NeuralMemoryState Start(long batch)
+    {
+        var memory = NeuralMemoryState.Start(weights, batch);
+        if (persistent is not null) (_, memory) = Remember(persistent.unsqueeze(0).expand(batch, -1, -1), memory, null);
+        return memory with { Seen = 0 }; // the sequence begins a chunk
     }
 
     private (Tensor Read, NeuralMemoryState Memory) Remember(Tensor x, NeuralMemoryState memory, MixerState? state)
@@ -67,7 +118,7 @@ internal sealed class TitansMixer : TokenMixer
         var (width, type) = (x.shape[2], Chunks.StateType(x));
         var projected = project.call(x).Parts(3 * width, width);
         var parts = convolution.call(projected[0], state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = (UnitHeads.Normalize(parts[0].SplitHeads(_heads)), UnitHeads.Normalize(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
         var gate = gates.call(x).to(type).Parts(_heads, _heads, _heads); // [batch, time, h] each
         var logMomentum = nn.functional.logsigmoid(gate[1]) + LogMostMomentum;
         var control = new NeuralMemoryGates(gate[0].sigmoid() * (1 - logMomentum.exp()) / _chunk, logMomentum, nn.functional.logsigmoid(gate[2]));

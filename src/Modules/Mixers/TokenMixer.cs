@@ -45,4 +45,7 @@ public abstract class TokenMixer(string name) : nn.Module<Tensor, SequencePaddin
     /// <summary>The mixing itself. With a state, it reads what precedes from it, leaves there what comes next, and does not touch the position.</summary>
     /// <inheritdoc cref="forward"/>
     protected internal abstract Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state);
+
+    /// <summary>The form over spans of <see cref="Mix"/>, for one sequence on the CPU; it must leave in the state what Mix would. Null: there is none, and Mix serves.</summary>
+    internal virtual SpanMixer? OverSpans() => null;
 }

@@ -1,3 +1,4 @@
+using System.Numerics;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -27,14 +28,9 @@ internal sealed class SelfAttention : TokenMixer
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         var (batch, time, width) = (x.shape[0], x.shape[1], x.shape[2]);
-        var qkv = project.call(x).view(batch, time, 3, _heads, width / _heads).unbind(2); // 3 × [batch, time, h, d]
-        var (q, k) = (qkv[0], qkv[1]);
-        if (_rotary)
-        {
-            var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
-            (q, k) = (rotary.Apply(q), rotary.Apply(k));
-        }
-        (q, k, var v) = (q.transpose(1, 2), k.transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
+        var projected = project.call(x);
+        var qkv = _rotary ? TurnedHeads.Run(projected, 3, _heads, state?.Position ?? 0) : projected.view(batch, time, 3, _heads, width / _heads).unbind(2); // 3 × [batch, time, h, d]
+        var (q, k, v) = (qkv[0].transpose(1, 2), qkv[1].transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
         if (state is not null) (k, v) = Extend(state, k, v);
         var mask = Mask(time, k.shape[2], padding, x.device);
         var mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_casual: mask is null && _causal && time > 1); // [batch, h, time, d]
@@ -53,30 +49,109 @@ internal sealed class SelfAttention : TokenMixer
         return padding is null || _causal ? mask : mask.logical_and(padding.Valid.view(-1, 1, 1, keys));
     }
 
-    // The cache with the new elements: the last `window` before them, or all (in a buffer that doubles when it is full).
+    // The cache with the new elements.
     private (Tensor Keys, Tensor Values) Extend(MixerState state, Tensor k, Tensor v)
     {
-        Tensor Grown(string name, Tensor fresh)
+        Tensor Extended(string name, Tensor fresh)
         {
-            var (past, time) = (state[name], fresh.shape[2]);
-            if (_window > 0)
+            var (known, kept, time) = (Kept(state.Position), Kept(state.Position + fresh.shape[2]), fresh.shape[2]);
+            var past = known == 0 ? null : state[name]!.narrow(2, 0, known);
+            var all = _window == 0 || past is null ? fresh : cat([past, fresh], 2);
+            var cache = Cache(state, name, kept, fresh);
+            if (_window == 0)
             {
-                var all = past is null ? fresh : cat([past, fresh], 2);
-                var kept = Math.Min(all.shape[2], _window - 1);
-                state.Set(name, all.narrow(2, all.shape[2] - kept, kept).clone());
-                return all;
+                cache.narrow(2, known, time).copy_(fresh);
+                return cache.narrow(2, 0, kept);
             }
-            var count = state.Position + time;
-            if (past is null || past.shape[2] < count)
-            {
-                var buffer = zeros([fresh.shape[0], fresh.shape[1], Math.Max(16, (long)System.Numerics.BitOperations.RoundUpToPowerOf2((ulong)count)), fresh.shape[3]], fresh.dtype, fresh.device);
-                if (past is not null) buffer.narrow(2, 0, state.Position).copy_(past.narrow(2, 0, state.Position));
-                state.Set(name, past = buffer);
-            }
-            past.narrow(2, state.Position, time).copy_(fresh);
-            return past.narrow(2, 0, count);
+            cache.narrow(2, 0, kept).copy_(all.narrow(2, all.shape[2] - kept, kept));
+            return all;
         }
-        return (Grown(Keys, k), Grown(Values, v));
+        return (Extended(Keys, k), Extended(Values, v));
+    }
+
+    // Of so many elements the cache keeps those that a later one can see: the last window − 1, or all.
+    private long Kept(long elements) => _window > 0 ? Math.Min(elements, _window - 1) : elements;
+
+    // The cache with room for so many elements, [batch, h, room, d]; it doubles when it is full.
+    private Tensor Cache(MixerState state, string name, long kept, Tensor like)
+    {
+        var old = state[name];
+        if (old is not null && old.shape[2] >= kept) return old;
+        var cache = zeros([like.shape[0], _heads, Kept(Math.Max(16, (long)BitOperations.RoundUpToPowerOf2((ulong)kept))), like.shape[3]], like.dtype, like.device);
+        if (old is not null) cache.narrow(2, 0, old.shape[2]).copy_(old);
+        state.Set(name, cache);
+        return cache;
+    }
+
+    internal override SpanMixer OverSpans()
+    {
+        var (into, outOf) = (new PackedLinear(project), new PackedLinear(output));
+        var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
+        var rotary = _rotary ? new Rotary.OverSpans(size) : null;
+        return (x, y, state, work) =>
+        {
+            var (position, time) = (state?.Position ?? 0, x.Count);
+            var qkv = into.Apply(x, work);
+            var mixed = work.Take(time, width);
+            for (var t = 0; t < time && rotary is not null; t++)
+            {
+                using var frame = work.Open();
+                Rotary.OverSpans.Turn(qkv[t][..(2 * width)], rotary.At(position + t, work));
+            }
+            var keys = Extend(Keys, qkv.Columns(width, width), state, work);
+            var values = Extend(Values, qkv.Columns(2 * width, width), state, work); // [h · room, d]
+            var (room, known) = (keys.Count / heads, (int)Kept(position));
+            var weights = work.Take(known + time);
+            for (var h = 0; h < heads; h++)
+                for (var t = 0; t < time; t++)
+                {
+                    var (first, end) = Seen(known + t, known + time);
+                    Products.Dots(qkv[t].Head(h, size), keys.Range(h * room + first, end - first), weights[first..end]);
+                    weights[first..end].Scale(1 / MathF.Sqrt(size));
+                    weights[first..end].Softmax();
+                    Products.WeightedSum(weights[first..end], values.Range(h * room + first, end - first), mixed[t].Head(h, size));
+                }
+            outOf.Apply(mixed, y);
+        };
+    }
+
+    // Which of so many positions one of them sees.
+    private (int First, int End) Seen(int position, int count)
+    {
+        var (first, end) = (0, _causal ? position + 1 : count);
+        return _window == 0 ? (first, end) : (Math.Max(first, position - _window + 1), Math.Min(end, position + _window));
+    }
+
+    // The known elements, then the fresh ones, [h · room, d]: the cache itself, or a copy where it keeps a window or nothing.
+    private Rows Extend(string name, Rows fresh, MixerState? state, Workspace work)
+    {
+        var (position, size) = (state?.Position ?? 0, fresh.Width / _heads);
+        var (known, kept, count) = ((int)Kept(position), (int)Kept(position + fresh.Count), (int)Kept(position) + fresh.Count);
+        var cache = state is null ? default : Cache(state, name, kept, size);
+        var inPlace = state is not null && _window == 0;
+        var all = inPlace ? cache : work.Take(_heads * count, size);
+        for (var h = 0; h < _heads; h++)
+        {
+            var head = all.Range(h * (all.Count / _heads), count);
+            var cached = h * (cache.Count / _heads);
+            if (!inPlace) cache.Range(cached, known).CopyTo(head);
+            for (var t = 0; t < fresh.Count; t++) fresh[t].Head(h, size).CopyTo(head[known + t]);
+            if (!inPlace && state is not null) head.Range(count - kept, kept).CopyTo(cache.Range(cached, kept));
+        }
+        return all;
+    }
+
+    // The cache over spans, [h · room, d].
+    private Rows Cache(MixerState state, string name, int kept, int size)
+    {
+        var numbers = state.InPlace(name, 1, _heads, 0, size);
+        if (numbers.Length < _heads * kept * size)
+        {
+            using var scope = NewDisposeScope();
+            Cache(state, name, kept, state[name]!);
+            numbers = state.InPlace(name);
+        }
+        return new Rows(numbers, numbers.Length / size, size);
     }
 }
 

@@ -27,6 +27,6 @@ internal readonly struct CudaHeads
         var places = CudaKernel.Address(x);
         for (var dimension = 0; dimension < 3; dimension++)
             if (x.shape[dimension] > 1) places |= (nint)(x.stride(dimension) * x.ElementSize);
-        return x.stride(3) == 1 && places % RowBytes == 0 ? x : x.contiguous();
+        return x.stride(3) == 1 && places % RowBytes == 0 ? x : x.is_contiguous() ? x.clone() : x.contiguous();
     }
 }

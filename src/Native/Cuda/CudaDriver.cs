@@ -61,22 +61,30 @@ internal sealed unsafe class CudaDriver
         }
     }
 
-    /// <summary>A device and libtorch's context there (the primary one).</summary>
+    /// <summary>What a device is; nothing is done there yet.</summary>
     public CudaDevice Device(int ordinal)
     {
-        int device;
-        nint context;
-        var what = $"cuda:{ordinal} cannot be used";
-        Check(((delegate* unmanaged[Cdecl]<int*, int, int>)Export("cuDeviceGet"))(&device, ordinal), what);
-        Check(((delegate* unmanaged[Cdecl]<nint*, int, int>)Export("cuDevicePrimaryCtxRetain"))(&context, device), what);
+        int device, major, minor, shared;
         var name = stackalloc byte[256];
-        Check(((delegate* unmanaged[Cdecl]<byte*, int, int, int>)Export("cuDeviceGetName"))(name, 256, device), what);
+        var what = $"cuda:{ordinal} cannot be used";
         var attribute = (delegate* unmanaged[Cdecl]<int*, int, int, int>)Export("cuDeviceGetAttribute");
-        int major, minor, shared;
+        Check(((delegate* unmanaged[Cdecl]<int*, int, int>)Export("cuDeviceGet"))(&device, ordinal), what);
+        Check(((delegate* unmanaged[Cdecl]<byte*, int, int, int>)Export("cuDeviceGetName"))(name, 256, device), what);
         Check(attribute(&major, CapabilityMajor, device), what);
         Check(attribute(&minor, CapabilityMinor, device), what);
         Check(attribute(&shared, SharedBytesPerBlockOnRequest, device), what);
-        return new CudaDevice(ordinal, Text(name), context, 10 * major + minor, shared);
+        return new CudaDevice(ordinal, Text(name), 10 * major + minor, shared);
+    }
+
+    /// <summary>The context of a device that libtorch works in, the primary one; it stays until the process ends.</summary>
+    public nint Context(CudaDevice of)
+    {
+        int device;
+        nint context;
+        var what = $"{of} cannot be used";
+        Check(((delegate* unmanaged[Cdecl]<int*, int, int>)Export("cuDeviceGet"))(&device, of.Ordinal), what);
+        Check(((delegate* unmanaged[Cdecl]<nint*, int, int>)Export("cuDevicePrimaryCtxRetain"))(&context, device), what);
+        return context;
     }
 
     /// <summary>Makes a context current on this thread until disposed; libtorch's choice of the current device is restored then. Costs next to nothing when it is current already.</summary>
@@ -145,10 +153,12 @@ internal sealed unsafe class CudaDriver
 /// <summary>A CUDA device as kernels see it.</summary>
 /// <param name="Ordinal">Its number, as in <c>cuda:0</c>.</param>
 /// <param name="Name">Its name.</param>
-/// <param name="Context">The context that libtorch works in.</param>
 /// <param name="Capability">Ten times the major and once the minor compute capability: 90 for an H100.</param>
 /// <param name="SharedBytes">The most dynamic shared memory of a block.</param>
-internal sealed record CudaDevice(int Ordinal, string Name, nint Context, int Capability, int SharedBytes)
+internal sealed record CudaDevice(int Ordinal, string Name, int Capability, int SharedBytes)
 {
+    /// <summary>The context that libtorch works in there; 0 until something is done there.</summary>
+    public nint Context { get; init; }
+
     public override string ToString() => $"cuda:{Ordinal} ({Name}, sm_{Capability})";
 }

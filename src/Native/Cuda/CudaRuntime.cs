@@ -32,6 +32,27 @@ internal sealed class CudaRuntime(CudaDriver driver, Nvrtc nvrtc, KernelCache ca
     /// <summary>A device that kernels can run on (one was compiled and loaded), or why they cannot; found out once, and then said in the trace.</summary>
     public (CudaDevice? Device, string? WhyNot) Device(int ordinal) => _devices.GetOrAdd(ordinal, static (ordinal, self) => new(() => self.Examine(ordinal)), this).Value;
 
+    /// <summary>A line for each kind of device, for people. One device of a kind is tried, because that takes memory there.</summary>
+    public static IReadOnlyList<string> Describe(int devices, CudaRuntime? runtime)
+    {
+        if (devices == 0) return [];
+        if (runtime is null) return [$"CUDA: none; {WhyNone}"];
+        try
+        {
+            return [.. Enumerable.Range(0, devices).Select(runtime.Driver.Device).GroupBy(device => (device.Name, device.Capability)).Select(runtime.Describe)];
+        }
+        catch (InvalidOperationException e)
+        {
+            return [$"CUDA: none; {e.Message}"];
+        }
+    }
+
+    private string Describe(IGrouping<(string Name, int Capability), CudaDevice> kind)
+    {
+        var names = $"{string.Join(", ", kind.Select(device => $"cuda:{device.Ordinal}"))} ({kind.Key.Name}, sm_{kind.Key.Capability})";
+        return Device(kind.First().Ordinal).WhyNot is { } whyNot ? $"{names}: none; {whyNot}" : $"{names}: compiled by {nvrtc} for a driver of CUDA {driver.Version}, kept {cache.State}";
+    }
+
     /// <summary>A kernel; nothing is compiled before it is launched.</summary>
     public CudaKernel Kernel(string file, string entry, ReadOnlySpan<(string Name, string Value)> defines)
     {
@@ -88,14 +109,12 @@ internal sealed class CudaRuntime(CudaDriver driver, Nvrtc nvrtc, KernelCache ca
         try
         {
             var device = driver.Device(ordinal);
-            if (device.Capability >= LowestCapability)
-            {
-                Function(new("probe", "probe", []), device);
-                return (device, null);
-            }
-            return (null, Said($"{device} is older than the kernels need (sm_{LowestCapability}, NVIDIA's Ampere)"));
+            if (device.Capability < LowestCapability) return (null, Said($"{device} is older than the kernels need (sm_{LowestCapability}, NVIDIA's Ampere)"));
+            device = device with { Context = driver.Context(device) };
+            Function(new("probe", "probe", []), device);
+            return (device, null);
         }
-        catch (InvalidOperationException e)
+        catch (Exception e) when (e is not OutOfMemoryException) // whatever it is, libtorch's operators go on to work
         {
             return (null, Said(e.Message));
         }
@@ -103,8 +122,15 @@ internal sealed class CudaRuntime(CudaDriver driver, Nvrtc nvrtc, KernelCache ca
 
     private static (CudaRuntime?, string?) Find()
     {
-        if (!CudaDriver.TryLoad(null, out var driver, out var whyNot) || !Nvrtc.TryFind(driver.Version, out var nvrtc, out whyNot)) return (null, Said(whyNot));
-        return (new CudaRuntime(driver, nvrtc, new KernelCache()), null);
+        try
+        {
+            if (!CudaDriver.TryLoad(null, out var driver, out var whyNot) || !Nvrtc.TryFind(driver.Version, out var nvrtc, out whyNot)) return (null, Said(whyNot));
+            return (new CudaRuntime(driver, nvrtc, new KernelCache()), null);
+        }
+        catch (Exception e) when (e is not OutOfMemoryException)
+        {
+            return (null, Said(e.Message));
+        }
     }
 
     private static string Said(string whyNot)

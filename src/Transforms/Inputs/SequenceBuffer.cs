@@ -114,6 +114,17 @@ internal sealed class SequenceBuffer(int channels, int maxLength)
         _truncating = false;
     }
 
+    /// <summary>A row, where it is.</summary>
+    public SequenceRow Row(int row)
+    {
+        var (start, length) = ((int)Start(row), Length(row));
+        return new SequenceRow
+        {
+            Count = length, Values = Channels > 0 ? Values.Slice(start * Channels, length * Channels) : [], Tokens = Channels > 0 ? [] : Tokens.Slice(start, length),
+            Pieces = CollectionsMarshal.AsSpan(_pieces), PieceEnds = CollectionsMarshal.AsSpan(_pieceEnds),
+        };
+    }
+
     /// <summary>Copies rows into a right-padded batch.</summary>
     /// <param name="rows">Row numbers.</param>
     /// <param name="device">Where the batch is to live.</param>

@@ -1,8 +1,6 @@
 using System.Security.Cryptography;
 using Microsoft.ML;
 using Microsoft.ML.Data;
-using TorchSharp;
-using static TorchSharp.torch;
 
 namespace MLSeq;
 
@@ -14,6 +12,7 @@ internal sealed class StreamingScorer : IDisposable
 
     private readonly SequenceClassificationModel _model;
     private readonly Lazy<string> _owner;
+    private readonly Workspace _work = new();
     private SequenceState _state;
 
     /// <exception cref="NotSupportedException">The model looks ahead.</exception>
@@ -44,7 +43,7 @@ internal sealed class StreamingScorer : IDisposable
     public void Score(SequenceBuffer piece, float[] probabilities)
     {
         Scored++;
-        if (piece.LastRowWasEmpty && Position > 0) Read(_state.Pooling[Prediction]!, probabilities);
+        if (piece.LastRowWasEmpty && Position > 0) Known(_state).CopyTo(probabilities);
         else if (piece.LastRowWasEmpty)
         {
             using var nothing = new SequenceState(_model.Spec.Backbone.Depth); // as for an empty row; the stream has still not begun
@@ -72,14 +71,11 @@ internal sealed class StreamingScorer : IDisposable
 
     private void Advance(SequenceState state, SequenceBuffer piece, float[] probabilities)
     {
-        using var scope = NewDisposeScope();
-        using var _ = inference_mode();
-        var scores = _model.Network.call(piece.Gather([0], _model.Device), state).softmax(1).cpu();
-        state.Pooling.Set(Prediction, scores);
-        Read(scores, probabilities);
+        _model.Score(piece, state, _work, probabilities.AsSpan(0, _model.Classes));
+        probabilities.AsSpan(0, _model.Classes).CopyTo(Known(state));
     }
 
-    private static void Read(Tensor scores, float[] probabilities) => scores.data<float>().CopyTo(probabilities);
+    private Span<float> Known(SequenceState state) => state.Pooling.InPlace(Prediction, 1, _model.Classes);
 
     // The state of one model means nothing to another.
     private string Fingerprint()

@@ -105,6 +105,12 @@ public sealed unsafe class CudaKernelTests : IDisposable
         Assert.Equal("cuda:3 cannot be used: CUDA_ERROR_INVALID_DEVICE (something else).", runtime.Device(3).WhyNot);
     }
 
+    [EmulatedCudaFact]
+    public void The_report_has_a_line_for_each_kind_of_device()
+        => Assert.Equal([$"cuda:0 (Fake 0, sm_90): compiled by NVRTC 12.4 ({FakeCuda.Value}) for a driver of CUDA 12.8, kept in {_folder.File("kernels")}",
+            $"cuda:1 (Fake 1, sm_120): compiled by NVRTC 12.4 ({FakeCuda.Value}) for a driver of CUDA 12.8, kept in {_folder.File("kernels")}",
+            "cuda:2 (Fake 2, sm_75): none; cuda:2 (Fake 2, sm_75) is older than the kernels need (sm_80, NVIDIA's Ampere)"], CudaRuntime.Describe(3, Runtime()));
+
     [Fact]
     public void Without_CUDA_there_is_a_reason_and_nothing_runs_on_a_tensor_of_the_CPU()
     {
@@ -134,7 +140,7 @@ public sealed unsafe class CudaKernelTests : IDisposable
     }
 
     [Fact]
-    public void Every_kernel_file_compiles_where_there_is_NVRTC()
+    public void The_primitives_compile_where_there_is_NVRTC()
     {
         if (!Nvrtc.TryFind(new Version(99, 0), out var nvrtc, out _)) return;
         foreach (var architecture in (int[])[80, 90])

@@ -33,7 +33,7 @@ internal static class CppCompiler
         var folder = Directory.CreateDirectory(Path.Combine(Libraries.Value.Path, $"{Interlocked.Increment(ref _libraries)}")).FullName;
         File.WriteAllText(Path.Combine(folder, name), text);
         if (header is not null) File.WriteAllText(Path.Combine(folder, header), EmulatorFile(header));
-        string[] arguments = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", .. header is null ? [] : (string[])["-include", header], .. options, "-x", "c++", name, "-o", "library.so"];
+        string[] arguments = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", .. header is null ? [] : (string[])["-include", header], .. options, "-x", "c++", name, "-o", "library.so"];
         using var process = Process.Start(new ProcessStartInfo(Found.Value ?? throw new InvalidOperationException(WhyNot), arguments) { WorkingDirectory = folder, RedirectStandardError = true })!;
         var errors = process.StandardError.ReadToEnd();
         process.WaitForExit();

@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -11,7 +12,7 @@ namespace MLSeq;
 /// Without decay a it is DeltaNet (Schlag et al. 2021, equation 24; Yang et al. 2024, equation 1), with it Gated DeltaNet (Yang et al. 2024b, equation 10). Keys should have length 1 and
 /// β lie in [0, 1] (up to 2 keeps it stable). Symbols: b batch, t time, h heads, K key size, V value size. Queries are used as given.
 /// </remarks>
-public static class DeltaRecurrence
+public static partial class DeltaRecurrence
 {
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>
@@ -32,9 +33,11 @@ public static class DeltaRecurrence
             beta = beta.masked_fill(padded, 0);
             logDecay = logDecay?.masked_fill(padded, 0);
         }
-        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        var onCpu = CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState);
+        return OperatorChoice.For(q.shape[1], hasFused: onCpu || FusedCudaDeltaRecurrence.Serves(q, k, v, beta, logDecay)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
+            OperatorForm.Fused => onCpu ? Fused(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState),
             _ => Chunked(q, k, v, beta, logDecay, initialState),
         };
     }
@@ -72,6 +75,12 @@ public static class DeltaRecurrence
     {
         Check(q, k, v, beta, logDecay, initialState);
         var outputs = ChunkedDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, Math.Min(chunk, q.shape[1]));
+        return (outputs[0], outputs[1]);
+    }
+
+    private static (Tensor Output, Tensor FinalState) Fused(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState)
+    {
+        var outputs = FusedCpuDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, FusedCpuDeltaRecurrence.HasGradient(q, k, v, beta, logDecay, initialState));
         return (outputs[0], outputs[1]);
     }
 

@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -12,7 +13,7 @@ namespace MLSeq;
 /// dimension is gated linear attention (Yang et al. 2023, equation 3).</para>
 /// <para>Symbols: b batch, t time, h heads, K key size, V value size. Queries are used as given: divide them by √K beforehand where a paper does.</para>
 /// </remarks>
-public static class GatedLinearRecurrence
+public static partial class GatedLinearRecurrence
 {
     /// <summary>Runs the recurrence in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>
@@ -32,10 +33,11 @@ public static class GatedLinearRecurrence
             k = k.masked_fill(real.logical_not(), 0);
             if (logDecay is not null) logDecay = PerStep(logDecay, q).masked_fill((logDecay.dim() == 4 ? real : real.squeeze(-1)).logical_not(), 0);
         }
-        return OperatorChoice.For(q.shape[1], FusedCudaLinearRecurrence.Serves(q, k, v, logDecay)) switch
+        var fused = Fused(q, k, v, logDecay, initialState);
+        return OperatorChoice.For(q.shape[1], hasFused: fused is not null) switch
         {
             OperatorForm.Naive => Naive(q, k, v, logDecay, initialState),
-            OperatorForm.Fused => FusedCudaLinearRecurrence.Run(q, k, v, logDecay, initialState),
+            OperatorForm.Fused => fused!(q, k, v, logDecay, initialState),
             _ => Chunked(q, k, v, logDecay, initialState),
         };
     }
@@ -76,9 +78,17 @@ public static class GatedLinearRecurrence
         // A constant decays filled-up positions too, which the final state would show.
         if (logDecay?.dim() == 1 && q.shape[1] % size != 0) logDecay = PerStep(logDecay, q);
         if (logDecay?.dim() == 4) size = (long)System.Numerics.BitOperations.RoundUpToPowerOf2((ulong)size);
-        var outputs = ChunkedLinearRecurrence.Run(q, k, v, logDecay, initialState, size);
-        return (outputs[0], outputs[1]);
+        return Both(ChunkedLinearRecurrence.Run(q, k, v, logDecay, initialState, size));
     }
+
+    /// <summary>The kernel that serves such tensors; null when there is none.</summary>
+    private static Func<Tensor, Tensor, Tensor, Tensor?, Tensor?, (Tensor Output, Tensor FinalState)>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay, Tensor? initialState)
+        => CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? (q, k, v, g, s) => Both(FusedCpuLinearRecurrence.Run(q, k, v, g, s))
+            : FusedCudaLinearRecurrence.Serves(q, k, v, logDecay) ? FusedCudaLinearRecurrence.Run
+            : FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? (q, k, v, g, s) => Both(FusedCudaVectorRecurrence.Run(q, k, v, g, s))
+            : null;
+
+    private static (Tensor Output, Tensor FinalState) Both(Tensor[] outputs) => (outputs[0], outputs[1]);
 
     /// <summary>[b, t, h] of a constant decay [h]; others as they are.</summary>
     private static Tensor PerStep(Tensor logDecay, Tensor q) => logDecay.dim() == 1 ? logDecay.expand(q.shape[0], q.shape[1], q.shape[2]) : logDecay;

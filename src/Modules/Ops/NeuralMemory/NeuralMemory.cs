@@ -14,7 +14,7 @@ namespace MLSeq;
 /// inputs of at most unit length cannot overshoot, so the memory cannot run away, whatever the sequence.</para>
 /// <para>Symbols: b batch, t time, h heads, K key size, V value size. The chunk is part of the model, not only of its computation: both forms here respect it.</para>
 /// </remarks>
-public static class NeuralMemory
+public static partial class NeuralMemory
 {
     /// <summary>Runs the memory in the form that suits the length.</summary>
     /// <param name="q">Queries, [b, t, h, K].</param>
