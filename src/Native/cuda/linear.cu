@@ -16,8 +16,11 @@
 //
 // Macros: TYPE (bf16, fp16); K: keys, 16 to 256, a power of two; V: columns of a block, WARPS x 16 x M; WARPS: 1, 2, 4 or 8; BLOCKS: at least so many per multiprocessor;
 // GATE, REVERSE, STRICT: 0 or 1; DOTS: 1 multiplies the rows of the output by those of another tensor; EDGES: 1 writes the state at the edges, 2 multiplies by what was written;
-// SEGMENTS: 1 compiles `segment_states` and `join_segments`, 0 `linear`.
+// OTHER: the other tensor takes the place of the queries in shared memory (0), is brought near beforehand (1, the default), or has a place of its own (2); SEGMENTS: 1 compiles `segment_states` and `join_segments`, 0 `linear`.
 
+#ifndef OTHER
+#define OTHER 1
+#endif
 #define CHUNK 64
 #define THREADS (32 * WARPS)
 #define M (V / (16 * WARPS))
@@ -43,6 +46,7 @@ struct Decays // of a chunk
     float cumulated[CHUNK];                  // G, in powers of two
     float reading[CHUNK];                    // of the state before the chunk: e^G (reverse: e^(G_L − G))
     u32 writing[CHUNK / 2];                  // into the state after it: e^(G_L − G) (reverse: e^G), pairs of TYPE
+    float coming[CHUNK];                     // the gates of the chunk after this one
     float whole, unused[3];                  // e^(G_L)
 };
 
@@ -69,21 +73,19 @@ template <int UNITS> DEVICE void load_tile(char* tile, const char* from, i64 str
 DEVICE char* at(const View& view, int batch, int time, int head) { return view.data + (batch * view.batch + time * view.time + head * view.head) * 2; }
 
 #if GATE
-// The gate of a chunk: lane l has positions 2l and 2l + 1.
-DEVICE float2 load_gate(const View& gate, int batch, int time, int head, int rows)
+// Starts to copy the gates of a chunk.
+DEVICE void load_gates(float (&to)[CHUNK], const View& gate, int batch, int time, int head, int rows)
 {
     const float* from = (const float*)gate.data + batch * gate.batch + time * gate.time + head * gate.head;
-    int row = threadIdx.x % 32 * 2;
-    float2 g;
-    g.x = row < rows ? fmaxf(from[row * gate.time], FLOOR) * LOG2_E : 0;
-    g.y = row + 1 < rows ? fmaxf(from[(row + 1) * gate.time], FLOOR) * LOG2_E : 0;
-    return g;
+    for (int row = threadIdx.x; row < CHUNK; row += THREADS) copy_async_4(&to[row], from + row * gate.time, row < rows);
 }
 
-// By one warp; returns G_L.
-DEVICE float cumulate(Decays& decays, float2 g)
+// By one warp, lane l for positions 2l and 2l + 1; returns G_L.
+DEVICE float cumulate(Decays& decays, const float (&gates)[CHUNK])
 {
     int lane = threadIdx.x % 32;
+    float2 g = ((const float2*)gates)[lane];
+    g.x = fmaxf(g.x, FLOOR) * LOG2_E, g.y = fmaxf(g.y, FLOOR) * LOG2_E;
     float sum = g.x + g.y;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2)
@@ -179,8 +181,8 @@ DEVICE void fade(State& state, float decay)
 #define KEY_BYTES (CHUNK * K * 2)
 #define VALUE_BYTES (CHUNK * V * 2)
 #if !SEGMENTS
-#define QUERY_BYTES (DOTS && VALUE_BYTES > KEY_BYTES ? VALUE_BYTES : KEY_BYTES) // later the tile of the other tensor
-#define STAGE_BYTES (QUERY_BYTES + KEY_BYTES + VALUE_BYTES)
+#define QUERY_BYTES (DOTS && OTHER < 2 && VALUE_BYTES > KEY_BYTES ? VALUE_BYTES : KEY_BYTES) // later the tile of the other tensor
+#define STAGE_BYTES (QUERY_BYTES + KEY_BYTES + (DOTS && OTHER == 2 ? 2 : 1) * VALUE_BYTES)
 #define SCORE_BLOCKS 10             // of 16 x 16, on and below the diagonal of 64 x 64
 #define SCORE_OFFSET (2 * STAGE_BYTES)
 #define DECAY_OFFSET (SCORE_OFFSET + SCORE_BLOCKS * 512)
@@ -297,10 +299,13 @@ DEVICE int output_row(int j)
 }
 DEVICE int output_unit() { return threadIdx.x / 32 * 2 * M + threadIdx.x % (2 * M); }
 
+// Where the states at an edge lie, of this thread the first elements.
+DEVICE uint4* edge_at(const Linear& p, i64 edge) { return p.edges + (edge * gridDim.x + blockIdx.x) * (M * K / 16) * THREADS + threadIdx.x; }
+
 // What the block does at an edge of time: the state into p.edges, or its product with what lies there.
 DEVICE void at_edge(const State& state, const Linear& p, i64 edge)
 {
-    uint4* to = p.edges + (edge * gridDim.x + blockIdx.x) * (M * K / 16) * THREADS + threadIdx.x;
+    uint4* to = edge_at(p, edge);
     float sum = 0;
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -345,13 +350,19 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
         load_tile<K / 8>(stage, at(p.q, batch, time, head), p.q.time, rows, p.keys);
         load_tile<K / 8>(stage + QUERY_BYTES, at(p.k, batch, time, head), p.k.time, rows, p.keys);
         load_tile<VALUE_UNITS>(stage + QUERY_BYTES + KEY_BYTES, at(p.v, batch, time, head) + tile * V * 2, p.v.time, rows, columns);
+#if DOTS && OTHER == 2
+        load_tile<VALUE_UNITS>(stage + QUERY_BYTES + KEY_BYTES + VALUE_BYTES, at(p.other, batch, time, head) + tile * V * 2, p.other.time, rows, columns);
+#endif
+#if GATE
+        if (step + 1 < count) load_gates(decays[step % 2].coming, p.gate, batch, chunk_at(step + 1) * CHUNK, head, p.time - chunk_at(step + 1) * CHUNK);
+#endif
     };
 #if DOTS
     float* const dots = (float*)(smem + DOT_OFFSET);
-    auto write_dots = [&](int time)
+    auto write_dots = [&](int time) // by one warp
     {
         float* to = p.dots + (tile * (i64)(gridDim.z / p.segments * gridDim.y) + sequence) * p.time;
-        for (int row = threadIdx.x; row < CHUNK; row += THREADS)
+        for (int row = lane; row < CHUNK; row += 32)
         {
             float sum = 0;
 #pragma unroll
@@ -366,11 +377,16 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
 #endif
 
     load(0);
+#if GATE
+    load_gates(decays[1].coming, p.gate, batch, chunk_at(0) * CHUNK, head, p.time - chunk_at(0) * CHUNK);
+#endif
     copy_commit();
     State state;
     read_state(state, p.start, batch, head, segment, p.values, p.keys);
 #if GATE
-    if (warp == 0) cumulate(decays[0], load_gate(p.gate, batch, chunk_at(0) * CHUNK, head, p.time - chunk_at(0) * CHUNK));
+    copy_wait<0>();
+    __syncthreads();
+    if (warp == 0) cumulate(decays[0], decays[1].coming);
 #endif
 
     for (int step = 0; step < count; step++)
@@ -384,15 +400,17 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
         __syncthreads(); // this chunk has come, and the last one is done with
         if (step + 1 < count) load(step + 1);
         copy_commit();
-#if GATE
-        float2 gate = make_float2(0, 0); // of the next chunk
-        if (warp == 0 && step + 1 < count) gate = load_gate(p.gate, batch, chunk_at(step + 1) * CHUNK, head, p.time - chunk_at(step + 1) * CHUNK);
-#endif
-#if DOTS
-        if (step > 0) write_dots(chunk_at(step - 1) * CHUNK);
+#if DOTS && OTHER == 1
+        constexpr int LINES = (V + 63) / 64; // of 128 bytes in a row
+        for (int i = threadIdx.x; i < CHUNK * LINES; i += THREADS)
+            if (time + i / LINES < p.time && i % LINES * 64 < columns) prefetch(at(p.other, batch, time + i / LINES, head) + (tile * V + i % LINES * 64) * 2);
 #endif
 #if EDGES == 2
         if (edge_after(chunk)) at_edge(state, p, sequence * edges + chunk / p.edge_chunks);
+#if OTHER > 0
+        if (step + 1 < count && edge_after(chunk_at(step + 1)) && lane % 8 == 0)
+            for (int n = 0; n < M * K / 16; n++) prefetch(edge_at(p, sequence * edges + chunk_at(step + 1) / p.edge_chunks) + n * THREADS);
+#endif
 #endif
 
 #pragma unroll 1
@@ -400,12 +418,21 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
         {
             int r = (unit + chunk) & 3, half = unit >> 2;
             if (REVERSE ? r <= 2 * half + 1 : r >= 2 * half) scores(score, queries, keys, decay, r, half);
+#if GATE
+            else if (r % 2 == 0 && step + 1 < count) cumulate(decays[(step + 1) % 2], decay->coming);
+#endif
+#if DOTS
+            else if (r % 2 == 1 && step > 0) write_dots(chunk_at(step - 1) * CHUNK);
+#endif
         }
         float o[4][2 * M][4];
         read(o, state, queries, decay);
         __syncthreads(); // the scores are there, and the queries are done with
 
 #if DOTS
+#if OTHER == 2
+        const char* const other = values + VALUE_BYTES;
+#else
         char* const other = queries; // the other tensor takes their place
 #pragma unroll
         for (int j = 0; j < 4 * M; j++)
@@ -414,6 +441,7 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
             copy_async(other + place<VALUE_UNITS>(row, unit), at(p.other, batch, time + row, head) + (tile * V + unit * 8) * 2, time + row < p.time && unit * 8 < columns);
         }
         copy_commit();
+#endif
 #endif
 #if GATE
         fade(state, decay->whole);
@@ -424,8 +452,10 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
 #endif
 
 #if DOTS
+#if OTHER < 2
         copy_wait<0>();
         __syncwarp();
+#endif
 #pragma unroll
         for (int r = 0; r < 4; r++)
 #pragma unroll
@@ -460,13 +490,10 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
             uint4 x = *(const uint4*)(values + place<VALUE_UNITS>(row, unit));
             if (time + row < p.time && unit * 8 < columns) *(uint4*)(at(p.o, batch, time + row, head) + (tile * V + unit * 8) * 2) = x;
         }
-#if GATE
-        if (warp == 0) cumulate(decays[(step + 1) % 2], gate);
-#endif
     }
 #if DOTS
     __syncthreads();
-    write_dots(chunk_at(count - 1) * CHUNK);
+    if (warp == 0) write_dots(chunk_at(count - 1) * CHUNK);
 #endif
     if (p.end.data && segment == (REVERSE ? 0 : p.segments - 1)) write_state(state, p.end, batch, head, 0, p.values, p.keys);
 }
@@ -481,6 +508,7 @@ KERNEL(segment_states, Linear, THREADS)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, columns = min(V, p.values - tile * V);
     const int chunks = (p.time + CHUNK - 1) / CHUNK, first = segment * p.segment_chunks, count = min(p.segment_chunks, chunks - first);
     constexpr int STAGE = KEY_BYTES + VALUE_BYTES;
+    Decays* const decays = (Decays*)(smem + 2 * STAGE);
 
     auto chunk_at = [&](int step) { return REVERSE ? first + count - 1 - step : first + step; };
     auto load = [&](int step)
@@ -488,16 +516,23 @@ KERNEL(segment_states, Linear, THREADS)
         int time = chunk_at(step) * CHUNK, rows = p.time - time;
         load_tile<K / 8>(smem + step % 2 * STAGE, at(p.k, batch, time, head), p.k.time, rows, p.keys);
         load_tile<V / 8>(smem + step % 2 * STAGE + KEY_BYTES, at(p.v, batch, time, head) + tile * V * 2, p.v.time, rows, columns);
+#if GATE
+        if (step + 1 < count) load_gates(decays[step % 2].coming, p.gate, batch, chunk_at(step + 1) * CHUNK, head, p.time - chunk_at(step + 1) * CHUNK);
+#endif
     };
 
     load(0);
+#if GATE
+    load_gates(decays[1].coming, p.gate, batch, chunk_at(0) * CHUNK, head, p.time - chunk_at(0) * CHUNK);
+#endif
     copy_commit();
     State state;
     each_pair(state, [](float& a, float& b, int, int) { a = b = 0; });
 #if GATE
-    Decays* const decays = (Decays*)(smem + 2 * STAGE);
     float total = 0;
-    if (warp == 0) total = cumulate(decays[0], load_gate(p.gate, batch, chunk_at(0) * CHUNK, head, p.time - chunk_at(0) * CHUNK));
+    copy_wait<0>();
+    __syncthreads();
+    if (warp == 0) total = cumulate(decays[0], decays[1].coming);
 #endif
     const int key = matrices_by_row<K / 8>(lane), value = matrices_by_unit<V / 8>(lane) ^ warp * M * 32;
     for (int step = 0; step < count; step++)
@@ -509,8 +544,6 @@ KERNEL(segment_states, Linear, THREADS)
         if (step + 1 < count) load(step + 1);
         copy_commit();
 #if GATE
-        float2 gate = make_float2(0, 0);
-        if (warp == 0 && step + 1 < count) gate = load_gate(p.gate, batch, chunk_at(step + 1) * CHUNK, head, p.time - chunk_at(step + 1) * CHUNK);
         fade(state, decays[step % 2].whole);
 #endif
 #pragma unroll
@@ -524,7 +557,7 @@ KERNEL(segment_states, Linear, THREADS)
             update(state, v, keys + c * 16 * K * 2, key);
         }
 #if GATE
-        if (warp == 0) total += cumulate(decays[(step + 1) % 2], gate);
+        if (warp == 0 && step + 1 < count) total += cumulate(decays[(step + 1) % 2], decays[step % 2].coming);
 #endif
     }
     write_state(state, p.end, batch, head, segment, p.values, p.keys);

@@ -20,7 +20,7 @@ internal sealed record LinearPlan(int Keys, int Tile, int Warps, int Blocks)
     public const int MostKeys = 256;
 
     private const int Multiprocessors = 132, ShortestSegment = 4; // that segments should fill; chunks
-    private const int ScoreBytes = 10 * 512, DecayBytes = 2 * (64 * 4 + 64 * 4 + 32 * 4 + 16), DotBytes = 64 * 4; // SCORE_BLOCKS, two of Decays and a warp's dots in the kernel file
+    private const int ScoreBytes = 10 * 512, DecayBytes = 2 * (64 * 4 + 64 * 4 + 32 * 4 + 64 * 4 + 16), DotBytes = 64 * 4; // SCORE_BLOCKS, two of Decays and a warp's dots in the kernel file
 
     /// <summary>The plan for a device; null: none fits into its shared memory.</summary>
     /// <param name="device">Any tensor there.</param>
@@ -164,9 +164,9 @@ internal sealed class LinearPass
         var p = new GateGradientParameters
         {
             Queries = CudaKernel.Address(Before!.Dots!), Keys = CudaKernel.Address(Dots!), Crossings = CudaKernel.Address(Crossings!), Gate = new(LogDecay), Gradient = new(gradient),
-            Time = time, Tiles = (int)Dots!.shape[0], Parts = (int)Crossings!.shape[3], EdgeChunks = LinearPlan.EdgeChunks,
+            Time = time, Tiles = (int)Dots!.shape[0], Parts = (int)Crossings!.shape[3],
         };
-        CudaKernel.Get("gate_gradient", "gate_gradient").Launch(in p, ((int)Crossings.shape[2], heads, batch), 32);
+        CudaKernel.Get("gate_gradient", "gate_gradient", ("EDGE_CHUNKS", $"{LinearPlan.EdgeChunks}")).Launch(in p, ((int)Crossings.shape[2], heads, batch), 32);
         return gradient;
     }
 
@@ -194,7 +194,7 @@ internal sealed class LinearPass
     {
         public nint Queries, Keys, Crossings;
         public CudaHeads Gate, Gradient;
-        public int Time, Tiles, Parts, EdgeChunks;
+        public int Time, Tiles, Parts;
     }
 
     /// <summary>States [b, h, K, V] or [b, h, segments, K, V] as the kernel sees them.</summary>
