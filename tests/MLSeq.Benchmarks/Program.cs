@@ -9,6 +9,8 @@ const string Usage = """
                                       the recurrences beside the best alternatives' times on one H200
            MLSeq.Benchmarks grid      [--device cpu|cuda] [--operators a,b] [--form ...] [--repeats N] [--quick]
                                       the recurrences against the naive form in float64 over odd sizes; repeated runs must be the same to the bit
+           MLSeq.Benchmarks cpu       [--operators a,b] [--threads N] [--repeats N] [--quick]
+                                      the fused forms beside the chunked and the naive ones on this CPU, float32
            MLSeq.Benchmarks growth    [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--form ...] [--quick]
                                       how their time and memory grow with the length
            MLSeq.Benchmarks vision    [--device cpu|cuda] [--fed resident|memory|files] [--models a,b] [--batch N] [--image-size N] [--steps N] [--epochs N] [--quick]
@@ -28,6 +30,7 @@ switch (args.FirstOrDefault())
     case "steps" or "step": StepBenchmark.Run(command); break;
     case "operators": OperatorBenchmark.Run(command); break;
     case "grid": GridBenchmark.Run(command); break;
+    case "cpu": CpuBenchmark.Run(command); break;
     case "growth": GrowthBenchmark.Run(command); break;
     case "vision": VisionBenchmark.Run(command); break;
     case "kernels": KernelBenchmark.Run(); break;
