@@ -33,11 +33,11 @@ public static partial class DeltaRecurrence
             beta = beta.masked_fill(padded, 0);
             logDecay = logDecay?.masked_fill(padded, 0);
         }
-        var onCpu = CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState);
-        return OperatorChoice.For(q.shape[1], hasFused: onCpu || FusedCudaDeltaRecurrence.Serves(q, k, v, beta, logDecay)) switch
+        var plan = DeltaPlan.For(q, k, v, beta, logDecay);
+        return OperatorChoice.For(q.shape[1], hasFused: plan is not null || CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
-            OperatorForm.Fused => onCpu ? Fused(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState),
+            OperatorForm.Fused => plan is null ? FusedCpu(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, plan),
             _ => Chunked(q, k, v, beta, logDecay, initialState),
         };
     }
@@ -78,7 +78,7 @@ public static partial class DeltaRecurrence
         return (outputs[0], outputs[1]);
     }
 
-    private static (Tensor Output, Tensor FinalState) Fused(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState)
+    private static (Tensor Output, Tensor FinalState) FusedCpu(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState)
     {
         var outputs = FusedCpuDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, FusedCpuDeltaRecurrence.HasGradient(q, k, v, beta, logDecay, initialState));
         return (outputs[0], outputs[1]);

@@ -12,9 +12,6 @@ namespace MLSeq;
 /// </summary>
 internal sealed class FusedCudaDeltaRecurrence : OperatorFunction<FusedCudaDeltaRecurrence>
 {
-    /// <summary>Whether the kernels serve these tensors.</summary>
-    public static bool Serves(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay) => DeltaPlan.For(q, k, v, beta, logDecay) is not null;
-
     /// <inheritdoc cref="DeltaRecurrence.Run"/>
     /// <param name="q">Queries, [b, t, h, K].</param>
     /// <param name="k">Keys, [b, t, h, K].</param>
@@ -22,11 +19,10 @@ internal sealed class FusedCudaDeltaRecurrence : OperatorFunction<FusedCudaDelta
     /// <param name="beta">Writing strength, [b, t, h].</param>
     /// <param name="logDecay">As for <see cref="DeltaRecurrence.Run"/>.</param>
     /// <param name="initialState">S_0, [b, h, K, V]; null for zero.</param>
-    /// <param name="plan">How; null chooses.</param>
+    /// <param name="plan">How the kernels are specialised.</param>
     /// <param name="segment">Chunks that a block walks through; 0 chooses.</param>
-    public static (Tensor Output, Tensor FinalState) Run(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState, DeltaPlan? plan = null, int segment = 0)
+    public static (Tensor Output, Tensor FinalState) Run(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState, DeltaPlan plan, int segment = 0)
     {
-        plan ??= DeltaPlan.For(q, k, v, beta, logDecay)!;
         var (keys, values) = (q.shape[3], v.shape[3]);
         var fits = keys == plan.K && values == plan.V;
         initialState = initialState?.to(float32);
