@@ -425,7 +425,6 @@ static inline u32 transpose_matrix(u32 x)
 
 static inline void copy_async(void* to, const void* from, bool valid) { emulator::copy_later(to, from, 16, valid); }
 static inline void copy_async_4(void* to, const void* from, bool valid) { emulator::copy_later(to, from, 4, valid); }
-static inline void prefetch(const void*) {}
 static inline void copy_commit()
 {
     emulator::Fiber& fiber = *emulator::block.current;

@@ -16,11 +16,8 @@
 //
 // Macros: TYPE (bf16, fp16); K: keys, 16 to 256, a power of two; V: columns of a block, WARPS x 16 x M; WARPS: 1, 2, 4 or 8; BLOCKS: at least so many per multiprocessor;
 // GATE, REVERSE, STRICT: 0 or 1; DOTS: 1 multiplies the rows of the output by those of another tensor; EDGES: 1 writes the state at the edges, 2 multiplies by what was written;
-// OTHER: the other tensor takes the place of the queries in shared memory (0), is brought near beforehand (1, the default), or has a place of its own (2); SEGMENTS: 1 compiles `segment_states` and `join_segments`, 0 `linear`.
+// SEGMENTS: 1 compiles `segment_states` and `join_segments`, 0 `linear`.
 
-#ifndef OTHER
-#define OTHER 1
-#endif
 #define CHUNK 64
 #define THREADS (32 * WARPS)
 #define M (V / (16 * WARPS))
@@ -181,8 +178,8 @@ DEVICE void fade(State& state, float decay)
 #define KEY_BYTES (CHUNK * K * 2)
 #define VALUE_BYTES (CHUNK * V * 2)
 #if !SEGMENTS
-#define QUERY_BYTES (DOTS && OTHER < 2 && VALUE_BYTES > KEY_BYTES ? VALUE_BYTES : KEY_BYTES) // later the tile of the other tensor
-#define STAGE_BYTES (QUERY_BYTES + KEY_BYTES + (DOTS && OTHER == 2 ? 2 : 1) * VALUE_BYTES)
+#define QUERY_BYTES (DOTS && VALUE_BYTES > KEY_BYTES ? VALUE_BYTES : KEY_BYTES) // later the tile of the other tensor
+#define STAGE_BYTES (QUERY_BYTES + KEY_BYTES + VALUE_BYTES)
 #define SCORE_BLOCKS 10             // of 16 x 16, on and below the diagonal of 64 x 64
 #define SCORE_OFFSET (2 * STAGE_BYTES)
 #define DECAY_OFFSET (SCORE_OFFSET + SCORE_BLOCKS * 512)
@@ -350,9 +347,6 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
         load_tile<K / 8>(stage, at(p.q, batch, time, head), p.q.time, rows, p.keys);
         load_tile<K / 8>(stage + QUERY_BYTES, at(p.k, batch, time, head), p.k.time, rows, p.keys);
         load_tile<VALUE_UNITS>(stage + QUERY_BYTES + KEY_BYTES, at(p.v, batch, time, head) + tile * V * 2, p.v.time, rows, columns);
-#if DOTS && OTHER == 2
-        load_tile<VALUE_UNITS>(stage + QUERY_BYTES + KEY_BYTES + VALUE_BYTES, at(p.other, batch, time, head) + tile * V * 2, p.other.time, rows, columns);
-#endif
 #if GATE
         if (step + 1 < count) load_gates(decays[step % 2].coming, p.gate, batch, chunk_at(step + 1) * CHUNK, head, p.time - chunk_at(step + 1) * CHUNK);
 #endif
@@ -400,17 +394,8 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
         __syncthreads(); // this chunk has come, and the last one is done with
         if (step + 1 < count) load(step + 1);
         copy_commit();
-#if DOTS && OTHER == 1
-        constexpr int LINES = (V + 63) / 64; // of 128 bytes in a row
-        for (int i = threadIdx.x; i < CHUNK * LINES; i += THREADS)
-            if (time + i / LINES < p.time && i % LINES * 64 < columns) prefetch(at(p.other, batch, time + i / LINES, head) + (tile * V + i % LINES * 64) * 2);
-#endif
 #if EDGES == 2
         if (edge_after(chunk)) at_edge(state, p, sequence * edges + chunk / p.edge_chunks);
-#if OTHER > 0
-        if (step + 1 < count && edge_after(chunk_at(step + 1)) && lane % 8 == 0)
-            for (int n = 0; n < M * K / 16; n++) prefetch(edge_at(p, sequence * edges + chunk_at(step + 1) / p.edge_chunks) + n * THREADS);
-#endif
 #endif
 
 #pragma unroll 1
@@ -430,9 +415,6 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
         __syncthreads(); // the scores are there, and the queries are done with
 
 #if DOTS
-#if OTHER == 2
-        const char* const other = values + VALUE_BYTES;
-#else
         char* const other = queries; // the other tensor takes their place
 #pragma unroll
         for (int j = 0; j < 4 * M; j++)
@@ -441,7 +423,6 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
             copy_async(other + place<VALUE_UNITS>(row, unit), at(p.other, batch, time + row, head) + (tile * V + unit * 8) * 2, time + row < p.time && unit * 8 < columns);
         }
         copy_commit();
-#endif
 #endif
 #if GATE
         fade(state, decay->whole);
@@ -452,10 +433,8 @@ KERNEL_MIN_BLOCKS(linear, Linear, THREADS, BLOCKS)
 #endif
 
 #if DOTS
-#if OTHER < 2
         copy_wait<0>();
         __syncwarp();
-#endif
 #pragma unroll
         for (int r = 0; r < 4; r++)
 #pragma unroll
