@@ -91,11 +91,11 @@ internal static class DeviceLimits
 /// <summary>Clocks around work on a device.</summary>
 internal static class Timing
 {
-    /// <summary>Median milliseconds of a step, the device's work included, after three that warm up.</summary>
+    /// <summary>Median milliseconds of a step, the device's work included, after some that warm up.</summary>
     public static double Median(Device device, int repeats, Action step)
     {
         var times = new double[repeats];
-        for (var i = -3; i < repeats; i++)
+        for (var i = -Math.Min(repeats, 10); i < repeats; i++)
         {
             if (device.type == DeviceType.CUDA) cuda.synchronize();
             var clock = Stopwatch.StartNew();

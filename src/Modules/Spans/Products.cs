@@ -59,11 +59,13 @@ internal static unsafe class Products
     }
 
     /// <summary>Four rows of x with two vectors of columns: what a processor's registers hold. Each number that is read is used at least twice.</summary>
-    /// <param name="x">Four rows, <paramref name="xStride"/> apart.</param>
+    /// <param name="x">Four rows.</param>
+    /// <param name="xStride">From row to row.</param>
     /// <param name="count">Numbers in a row of x.</param>
     /// <param name="left">One vector for each number of x, end to end.</param>
     /// <param name="right">Likewise, the columns that follow.</param>
-    /// <param name="y">Four rows, <paramref name="yStride"/> apart.</param>
+    /// <param name="y">Four rows.</param>
+    /// <param name="yStride">From row to row.</param>
     public static void Tile<TLanes, TVector>(float* x, int xStride, int count, float* left, float* right, float* y, int yStride) where TLanes : ILanes<TVector> where TVector : struct
     {
         TVector a0 = default, a1 = default, b0 = default, b1 = default, c0 = default, c1 = default, d0 = default, d1 = default;

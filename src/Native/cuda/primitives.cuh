@@ -150,5 +150,3 @@ DEVICE void copy_async_4(void* to, const void* from, bool valid)
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` of this thread's committed groups are under way.
 template <int pending> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory"); }
-
-// Asks for the 128 bytes around an address to be brought into the L2 cache.

@@ -58,11 +58,11 @@ DEVICE Place place(const Scan& p)
 
 // ---- memory
 
-template <class T, int count> struct __align__(sizeof(T) * count) Pack { T element[count]; };
+template <class T, int count> struct __align__(sizeof(T) * count) Elements { T element[count]; };
 
 template <int count, class T> DEVICE void read(float (&to)[count], const T* from)
 {
-    Pack<T, count> pack = *(const Pack<T, count>*)from;
+    Elements<T, count> pack = *(const Elements<T, count>*)from;
     #pragma unroll
     for (int i = 0; i < count; i++) to[i] = to_float(pack.element[i]);
 }

@@ -19,19 +19,19 @@ struct Convolution
     int batch, time, channels, strips;
 };
 
-struct __align__(sizeof(TYPE) * VECTOR) Pack { TYPE element[VECTOR]; };
+struct __align__(sizeof(TYPE) * VECTOR) Elements { TYPE element[VECTOR]; };
 
 typedef float Row[VECTOR];
 
-DEVICE Pack zeros()
+DEVICE Elements zeros()
 {
-    Pack pack;
+    Elements pack;
     #pragma unroll
     for (int k = 0; k < VECTOR; k++) pack.element[k] = from_float<TYPE>(0);
     return pack;
 }
 
-DEVICE void unpack(Row& to, const Pack& pack)
+DEVICE void unpack(Row& to, const Elements& pack)
 {
     #pragma unroll
     for (int k = 0; k < VECTOR; k++) to[k] = to_float(pack.element[k]);
@@ -39,10 +39,10 @@ DEVICE void unpack(Row& to, const Pack& pack)
 
 DEVICE void write(TYPE* to, const Row& row)
 {
-    Pack pack;
+    Elements pack;
     #pragma unroll
     for (int k = 0; k < VECTOR; k++) pack.element[k] = from_float<TYPE>(row[k]);
-    *(Pack*)to = pack;
+    *(Elements*)to = pack;
 }
 
 // Where a thread stands: its first channel, batch and strip.
@@ -55,17 +55,17 @@ DEVICE Place place(const Convolution& p)
 }
 
 // x_t, from the past for t < 0; zeros where there is none.
-DEVICE Pack input(const Convolution& p, const Place& own, int t)
+DEVICE Elements input(const Convolution& p, const Place& own, int t)
 {
     if (t >= p.time) return zeros();
-    if (t >= 0) return *(const Pack*)(p.x.at + own.batch * p.x.batch + t * p.x.time + own.channel);
-    return p.past.at && t >= -reach ? *(const Pack*)(p.past.at + own.batch * p.past.batch + (t + reach) * p.past.time + own.channel) : zeros();
+    if (t >= 0) return *(const Elements*)(p.x.at + own.batch * p.x.batch + t * p.x.time + own.channel);
+    return p.past.at && t >= -reach ? *(const Elements*)(p.past.at + own.batch * p.past.batch + (t + reach) * p.past.time + own.channel) : zeros();
 }
 
 DEVICE void read_weight(Row (&weight)[TAPS], const Convolution& p, const Place& own)
 {
     #pragma unroll
-    for (int j = 0; j < TAPS; j++) unpack(weight[j], *(const Pack*)(p.weight + (i64)j * p.channels + own.channel));
+    for (int j = 0; j < TAPS; j++) unpack(weight[j], *(const Elements*)(p.weight + (i64)j * p.channels + own.channel));
 }
 
 DEVICE float sigmoid(float z) { return reciprocal_fast(1 + exp2_fast(-1.4426950408889634f * z)); }
@@ -83,7 +83,7 @@ KERNEL(short_convolution_forward, Convolution, threads)
     #pragma unroll 1
     for (int t = begin; t < end; t += GROUP)
     {
-        Pack fetched[GROUP];
+        Elements fetched[GROUP];
         #pragma unroll
         for (int i = 0; i < GROUP; i++) fetched[i] = input(p, own, t + i);
         #pragma unroll
@@ -123,12 +123,12 @@ KERNEL(short_convolution_backward, Convolution, threads)
     #pragma unroll 1
     for (int t = begin; t < end + reach; t += GROUP)
     {
-        Pack fetched[GROUP], fetched_dy[GROUP];
+        Elements fetched[GROUP], fetched_dy[GROUP];
         #pragma unroll
         for (int i = 0; i < GROUP; i++)
         {
             fetched[i] = input(p, own, t + i);
-            fetched_dy[i] = t + i < p.time ? *(const Pack*)(dy + (t + i) * p.dy.time) : zeros();
+            fetched_dy[i] = t + i < p.time ? *(const Elements*)(dy + (t + i) * p.dy.time) : zeros();
         }
         #pragma unroll
         for (int i = 0; i < GROUP; i++)
