@@ -1,6 +1,7 @@
 // (a) "Inference of a recurrence costs the same at every step; attention must keep all keys and values, and each step costs more than the one before."
 // A causal stack of two blocks streams one element at a time. Copies of its state at several positions are stepped in turn, so that a busy machine slows all alike.
 using System.Diagnostics;
+using MLSeq.Examples.Charts;
 using TorchSharp;
 using static TorchSharp.torch;
 

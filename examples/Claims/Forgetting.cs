@@ -1,5 +1,6 @@
 // (e) "Every memory of constant size must forget; the rules differ in what and how fast."
 // A pair is written, then n others with random keys. How much of its value does its key still return, and how much of the others' values comes along?
+using MLSeq.Examples.Charts;
 using TorchSharp;
 using static TorchSharp.torch;
 

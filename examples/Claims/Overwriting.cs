@@ -1,5 +1,6 @@
 // (d) "Linear attention never changes what it has written. The delta rule takes away what a key holds before it writes there."
 // A key is written with an old value, n other pairs follow, then the key is written again with a new value, then m other pairs. What does the key return?
+using MLSeq.Examples.Charts;
 using TorchSharp;
 using static TorchSharp.torch;
 

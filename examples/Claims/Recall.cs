@@ -2,6 +2,7 @@
 // Multi-query associative recall (Arora et al., "Zoology: measuring and improving recall in efficient language models", 2023): k₁ v₁ … k_N v_N, then the keys again in
 // another order; at each of these the model must name the key's value.
 using System.Diagnostics;
+using MLSeq.Examples.Charts;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;

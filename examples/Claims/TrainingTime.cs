@@ -1,6 +1,7 @@
 // (b) "Training a recurrence is sequential; linear recurrences can be trained in parallel."
 // Forward and backward of the same operator, once as the loop over time that defines it, once in chunks; softmax attention and libtorch's LSTM beside them.
 using System.Diagnostics;
+using MLSeq.Examples.Charts;
 using TorchSharp;
 using static TorchSharp.torch;
 

@@ -18,6 +18,9 @@ public sealed class CommandLine
             if (arg == "--help" || !usage.Contains(arg, StringComparison.Ordinal)) Stop(arg == "--help" ? "" : $"unknown option {arg}");
     }
 
+    /// <summary>As given.</summary>
+    public IReadOnlyList<string> Arguments => _args;
+
     /// <summary>Whether a flag is there.</summary>
     public bool Has(string flag) => _args.Contains(flag);
 

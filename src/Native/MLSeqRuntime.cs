@@ -18,7 +18,7 @@ public static class MLSeqRuntime
     public const string OperatorsVariable = "MLSEQ_OPERATORS";
 
     /// <summary>In which form the recurrences are computed, in the whole process: to compare forms, or to leave a kernel out that does not work somewhere.</summary>
-    public static OperatorForm Operators { get; set; } = Enum.TryParse<OperatorForm>(Environment.GetEnvironmentVariable(OperatorsVariable), ignoreCase: true, out var form) ? form : OperatorForm.Auto;
+    public static OperatorForm Operators { get; set; } = FormNamed(Environment.GetEnvironmentVariable(OperatorsVariable)) ?? OperatorForm.Auto;
 
     /// <summary>Loads libtorch now. Repeated calls are free.</summary>
     /// <exception cref="LibTorchLoadException">It cannot be loaded. The message says what was tried and the remedy.</exception>
@@ -48,11 +48,30 @@ public static class MLSeqRuntime
             MLSeqVersion = Version(typeof(MLSeqRuntime).Assembly),
             LibTorchFolder = LibTorchLoader.LibTorchFolder,
             CudaDevices = cuda,
+            Operators = OperatorsAndWhy(),
+            Kernels = [$"CPU: {(failure is null ? CpuKernels.Status : "libtorch is needed first")}", .. CudaRuntime.Describe(cuda.Count, cuda.Count == 0 ? null : CudaRuntime.Instance)],
             Steps = LibTorchLoader.Steps,
             Missing = Missing(),
             Failure = failure,
             Remedy = failure is null ? null : Remedy(failure),
         };
+    }
+
+    /// <summary>The form of a name in any case, or null.</summary>
+    internal static OperatorForm? FormNamed(string? name)
+    {
+        foreach (var form in Enum.GetValues<OperatorForm>())
+            if (form.ToString().Equals(name?.Trim(), StringComparison.OrdinalIgnoreCase)) return form;
+        return null;
+    }
+
+    private static string OperatorsAndWhy()
+    {
+        var chosen = Environment.GetEnvironmentVariable(OperatorsVariable);
+        var form = Operators.ToString().ToLowerInvariant();
+        if (string.IsNullOrWhiteSpace(chosen)) return form;
+        var names = string.Join(", ", Enum.GetNames<OperatorForm>()).ToLowerInvariant();
+        return FormNamed(chosen) is null ? $"{form} ({OperatorsVariable} is '{chosen}', which is none of {names}, and is ignored)" : $"{form} ({OperatorsVariable} is '{chosen}')";
     }
 
     internal static string Explain(string failure, IReadOnlyList<string> steps)
@@ -113,6 +132,12 @@ public sealed record RuntimeReport
     /// <summary>The CUDA devices that can be used, as <c>cuda:0</c>; empty without any.</summary>
     public required IReadOnlyList<string> CudaDevices { get; init; }
 
+    /// <summary>The form in which the recurrences are computed (<see cref="MLSeqRuntime.Operators"/>), and what the environment variable has to do with it.</summary>
+    public required string Operators { get; init; }
+
+    /// <summary>MLSeq's own kernels, a line for each kind of device: where they come from, or why they cannot be used there.</summary>
+    public required IReadOnlyList<string> Kernels { get; init; }
+
     /// <summary>What was tried, in order.</summary>
     public required IReadOnlyList<string> Steps { get; init; }
 
@@ -132,7 +157,9 @@ public sealed record RuntimeReport
             .AppendLine($"MLSeq {MLSeqVersion}, TorchSharp {TorchSharpVersion}")
             .AppendLine($"platform: {Platform}")
             .AppendLine($"libtorch: {(IsLoaded ? "loaded" : "NOT loaded")}{(LibTorchFolder is null ? "" : $", from {LibTorchFolder}")}")
-            .AppendLine($"CUDA: {(CudaDevices.Count == 0 ? "no device can be used; computing on the CPU" : string.Join(", ", CudaDevices))}");
+            .AppendLine($"CUDA: {(CudaDevices.Count == 0 ? "no device can be used; computing on the CPU" : string.Join(", ", CudaDevices))}")
+            .AppendLine($"operators: {Operators}");
+        foreach (var kernels in Kernels) text.AppendLine($"kernels: {kernels}");
         foreach (var step in Steps) text.AppendLine($"tried: {step}");
         foreach (var missing in Missing) text.AppendLine($"missing: {missing}");
         if (Failure is not null) text.AppendLine($"failure: {Failure}");

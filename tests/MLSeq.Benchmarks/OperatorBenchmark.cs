@@ -8,161 +8,101 @@ using static TorchSharp.torch;
 namespace MLSeq.Benchmarks;
 
 /// <summary>
-/// The operators in their chunked form at three shapes: correctness against the naive form in float64 first, then the median time forward and forward with backward, beside what the best alternatives reach on one H200
-/// (bf16; PyTorch 2.11, flash-linear-attention, mamba-ssm).
+/// The operators at three shapes: correctness against the naive form in float64 first, then the median time forward and forward with backward, what share of it the device would need for the bytes and the arithmetic
+/// alone, and the ratio to what the best alternatives reach.
 /// </summary>
 internal static class OperatorBenchmark
 {
-    private sealed record Shape(string Name, int Batch, int Time, int Heads, int Size);
-
-    /// <param name="Name">The operator.</param>
-    /// <param name="Against">What the reference times belong to.</param>
-    /// <param name="Reference">Milliseconds forward and forward with backward, per shape.</param>
-    /// <param name="Inputs">Random inputs by name, float32.</param>
-    /// <param name="Run">The chunked form (or the naive one).</param>
-    private sealed record Operator(string Name, string Against, (double Forward, double Both)[] Reference, Func<Shape, Dictionary<string, Tensor>> Inputs,
-        Func<IReadOnlyDictionary<string, Tensor>, bool, (Tensor Output, Tensor State)> Run);
-
-    private static readonly Shape[] Shapes = [new("B8_T4096_H16_D128", 8, 4096, 16, 128), new("B64_T1024_H8_D64", 64, 1024, 8, 64), new("B1_T32768_H16_D64", 1, 32768, 16, 64)];
-
-    private static IEnumerable<Operator> Operators()
-    {
-        yield return Linear("linear", "fla linear attention", [(0.37, 1.68), (0.228, 1.25), (0.558, 2.08)], _ => null);
-        yield return Linear("retention", "fla retention", [(0.60, 2.18), (0.439, 1.51), (0.831, 2.44)], s => log1p(-pow(2.0, -5 - arange(s.Heads, dtype: float32))), constant: true);
-        yield return Linear("scalar_gate", "fla retention", [(0.60, 2.18), (0.439, 1.51), (0.831, 2.44)], s => Gate(s.Batch, s.Time, s.Heads));
-        yield return Linear("vector_gate", "fla gated linear attention", [(1.33, 6.01), (0.712, 2.90), (1.40, 5.09)], s => Gate(s.Batch, s.Time, s.Heads, s.Size));
-        foreach (var gated in (bool[])[false, true])
-            yield return new(gated ? "gated_delta" : "delta", "fla delta rule", [(1.00, 2.77), (0.693, 1.83), (0.928, 2.83)], s =>
-            {
-                var inputs = Heads(s);
-                inputs["k"] = nn.functional.normalize(inputs["k"], dim: -1);
-                inputs["beta"] = rand(s.Batch, s.Time, s.Heads);
-                if (gated) inputs["g"] = Gate(s.Batch, s.Time, s.Heads);
-                return inputs;
-            }, (x, naive) => naive ? DeltaRecurrence.Naive(x["q"], x["k"], x["v"], x["beta"], x.GetValueOrDefault("g")) : DeltaRecurrence.Chunked(x["q"], x["k"], x["v"], x["beta"], x.GetValueOrDefault("g")));
-        yield return new("ssd", "mamba-ssm Mamba-2, state 128", [(0.463, 3.56), (0.438, 3.20), (0.808, 3.83)], s => new()
-        {
-            ["x"] = randn(s.Batch, s.Time, s.Heads, s.Size), ["B"] = randn(s.Batch, s.Time, 128) / Math.Sqrt(128), ["C"] = randn(s.Batch, s.Time, 128) / Math.Sqrt(128), ["g"] = Gate(s.Batch, s.Time, s.Heads),
-        }, (x, naive) =>
-        {
-            Tensor Shared(string name) => x[name].unsqueeze(2).expand(-1, -1, x["x"].shape[2], -1);
-            return naive ? GatedLinearRecurrence.Naive(Shared("C"), Shared("B"), x["x"], x["g"]) : GatedLinearRecurrence.Chunked(Shared("C"), Shared("B"), x["x"], x["g"]);
-        });
-        yield return new("scan", "mamba-ssm selective scan, state 16", [(1.04, 5.56), (0.506, 2.71), (0.671, 3.50)], s => new()
-        {
-            ["x"] = randn(s.Batch, s.Time, s.Heads * s.Size), ["delta"] = nn.functional.softplus(randn(s.Batch, s.Time, s.Heads * s.Size) - 4), ["A"] = -arange(1, 17, dtype: float32).repeat(s.Heads * s.Size, 1),
-            ["B"] = randn(s.Batch, s.Time, 16), ["C"] = randn(s.Batch, s.Time, 16),
-        }, (x, naive) => naive ? SelectiveScan.Naive(x["x"], x["delta"], x["A"], x["B"], x["C"]) : SelectiveScan.Chunked(x["x"], x["delta"], x["A"], x["B"], x["C"]));
-    }
-
-    private static Operator Linear(string name, string against, (double, double)[] reference, Func<Shape, Tensor?> gate, bool constant = false)
-        => new(name, against, reference, s =>
-        {
-            var inputs = Heads(s);
-            if (gate(s) is { } g) inputs[constant ? "constant" : "g"] = g;
-            return inputs;
-        }, (x, naive) =>
-        {
-            var g = x.GetValueOrDefault("g") ?? x.GetValueOrDefault("constant");
-            return naive ? GatedLinearRecurrence.Naive(x["q"], x["k"], x["v"], g) : GatedLinearRecurrence.Chunked(x["q"], x["k"], x["v"], g);
-        });
-
-    private static Dictionary<string, Tensor> Heads(Shape s) => new()
-    {
-        ["q"] = randn(s.Batch, s.Time, s.Heads, s.Size) / Math.Sqrt(s.Size), ["k"] = randn(s.Batch, s.Time, s.Heads, s.Size) / Math.Sqrt(s.Size), ["v"] = randn(s.Batch, s.Time, s.Heads, s.Size),
-    };
-
-    private static Tensor Gate(params long[] shape) => nn.functional.logsigmoid(randn(shape)) / 16;
-
     public static void Run(CommandLine command)
     {
         MLSeqRuntime.EnsureLoaded();
         var quick = command.Has("--quick");
         var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
         var type = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
+        MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
         var wanted = command.Get("--operators", "");
+        var repeats = (int)command.Get("--repeats", quick ? 2 : 20);
         var comparable = !quick && device.type == DeviceType.CUDA; // the table's times are a GPU's at full size
-        var table = new StringBuilder("| operator | shape | forward | with backward | reference | ratio forward | ratio with backward | error of outputs | of gradients |\n|---|---|---|---|---|---|---|---|---|\n");
+        var (bytesPerMs, flopsPerMs) = quick ? (double.NaN, double.NaN) : DeviceLimits.Measure(device, type);
+        var table = new StringBuilder("| operator | shape | forward ms | of floor | with backward ms | of floor | GB | GFLOP | beside | ratio forward | with backward | error of outputs | of gradients |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         var results = new List<string>();
-        foreach (var op in Operators().Where(op => wanted.Length == 0 || wanted.Split(',').Contains(op.Name)))
+        foreach (var op in OperatorSuite.All().Where(op => wanted.Length == 0 || wanted.Split(',').Contains(op.Name)))
         {
-            var (outputError, gradientError) = Errors(op, device, type, command);
-            for (var i = 0; i < Shapes.Length; i++)
+            var (outputError, gradientError) = op.Errors(new OperatorShape("check", 1, quick ? 300 : 4200, 2, 64), device, type); // odd, and longer than a segment
+            for (var i = 0; i < OperatorSuite.Shapes.Length; i++)
             {
-                var shape = quick ? Shapes[i] with { Batch = 1, Time = 256, Heads = 2 } : Shapes[i];
-                var (forward, both) = Measure(op, shape, device, type, quick ? 2 : 20);
+                var shape = quick ? OperatorSuite.Shapes[i] with { Batch = 1, Time = 256, Heads = 2 } : OperatorSuite.Shapes[i];
+                var (forward, both) = Measure(op, shape, device, type, repeats);
                 var (referenceForward, referenceBoth) = op.Reference[i];
-                foreach (var (pass, ms, reference) in new[] { ("fwd", forward, referenceForward), ("fwdbwd", both, referenceBoth) })
-                    results.Add(FormattableString.Invariant($"RESULT op={op.Name} shape={shape.Name} pass={pass} ms={ms:F3} ratio_to_table={(comparable ? ms / reference : double.NaN):F2} output_error={outputError:E1} gradient_error={gradientError:E1}"));
-                table.AppendLine(CultureInfo.InvariantCulture, $"| {op.Name} | {shape.Name} | {forward:F2} | {both:F2} | {referenceForward} / {referenceBoth} ({op.Against}) | {(comparable ? $"{forward / referenceForward:F2}" : "–")} | {(comparable ? $"{both / referenceBoth:F2}" : "–")} | {outputError:E0} | {gradientError:E0} |");
-                Console.WriteLine(results[^1]);
+                var (costForward, costBoth) = op.Cost(shape, type == float32 ? 4 : 2);
+                double Share(OperatorCost cost, double ms) => 100 * Math.Max(cost.Bytes / bytesPerMs, cost.Flops / flopsPerMs) / ms;
+                foreach (var (pass, ms, reference, cost) in new[] { ("fwd", forward, referenceForward, costForward), ("fwdbwd", both, referenceBoth, costBoth) })
+                    results.Add(FormattableString.Invariant($"RESULT op={op.Name} shape={shape.Name} pass={pass} ms={ms:F3} ratio_to_table={(comparable ? ms / reference : double.NaN):F2} floor_percent={Share(cost, ms):F0} ") +
+                        FormattableString.Invariant($"gbytes={cost.Bytes / 1e9:F3} gflops={cost.Flops / 1e9:F1} output_error={outputError:E1} gradient_error={gradientError:E1}"));
+                string Ratio(double ms, double reference) => comparable ? (ms / reference).ToString("F2", CultureInfo.InvariantCulture) : "–";
+                table.AppendLine(CultureInfo.InvariantCulture, $"| {op.Name} | {shape.Name} | {forward:F3} | {Share(costForward, forward):F0} % | {both:F3} | {Share(costBoth, both):F0} % | {costBoth.Bytes / 1e9:F2} | {costBoth.Flops / 1e9:F0} | {referenceForward} / {referenceBoth} ({op.Against}) | {Ratio(forward, referenceForward)} | {Ratio(both, referenceBoth)} | {outputError:E0} | {gradientError:E0} |");
+                results.TakeLast(2).ToList().ForEach(Console.WriteLine);
             }
         }
-        Console.WriteLine($"\n{device}, {type}, chunked form, milliseconds (median of 20)\n\n{table}");
+        Console.WriteLine(FormattableString.Invariant($"\n{device}, {type}, form {MLSeqRuntime.Operators}; median of {repeats}. The floor: {bytesPerMs / 1e6:F0} GB/s (copy) and {flopsPerMs / 1e9:F0} TFLOP/s (matrix product), measured here.\n\n{table}"));
+        if (command.Get("--out", "") is { Length: > 0 } file) File.WriteAllText(file, table.ToString());
         results.ForEach(Console.WriteLine);
     }
 
-    private static (double Forward, double Both) Measure(Operator op, Shape shape, Device device, ScalarType type, int repeats)
+    private static (double Forward, double Both) Measure(MeasuredOperator op, OperatorShape shape, Device device, ScalarType type, int repeats)
     {
         using var scope = NewDisposeScope();
         manual_seed(1);
-        var inputs = Prepared(op.Inputs(shape), device, type);
-        var upstream = randn_like(op.Run(inputs, false).Output.detach());
-        double Median(Func<bool> step)
-        {
-            var times = new double[repeats];
-            for (var i = -3; i < repeats; i++)
-            {
-                if (device.type == DeviceType.CUDA) cuda.synchronize();
-                var clock = Stopwatch.StartNew();
-                using (NewDisposeScope()) step();
-                if (device.type == DeviceType.CUDA) cuda.synchronize();
-                if (i >= 0) times[i] = clock.Elapsed.TotalMilliseconds;
-            }
-            return times.Order().ElementAt(repeats / 2);
-        }
-        var forward = Median(() =>
+        var inputs = op.Inputs(shape).Prepared(device, type);
+        Tensor upstream;
+        using (no_grad()) upstream = randn_like(op.Run(inputs));
+        var forward = Timing.Median(device, repeats, () =>
         {
             using var _ = no_grad();
-            op.Run(inputs, false);
-            return true;
+            op.Run(inputs);
         });
-        var both = Median(() =>
+        var both = Timing.Median(device, repeats, () =>
         {
-            op.Run(inputs, false).Output.backward([upstream]);
-            Clear(inputs);
-            return true;
+            op.Run(inputs).backward([upstream]);
+            OperatorSuite.Clear(inputs);
         });
         return (forward, both);
     }
+}
 
-    /// <summary>Largest relative errors (norms) of the outputs and of the gradients against the naive form in float64, on a sequence of one head pair that takes more than one group of chunks.</summary>
-    private static (double Outputs, double Gradients) Errors(Operator op, Device device, ScalarType type, CommandLine command)
+/// <summary>How fast a device is at the two things that bound every operator.</summary>
+internal static class DeviceLimits
+{
+    /// <summary>Bytes (read and written) and floating-point operations per millisecond.</summary>
+    public static (double BytesPerMs, double FlopsPerMs) Measure(Device device, ScalarType type)
     {
         using var scope = NewDisposeScope();
-        manual_seed(2);
-        var inputs = Prepared(op.Inputs(new Shape("check", 1, command.Has("--quick") ? 300 : 4200, 2, 64)), device, type);
-        var exact = inputs.ToDictionary(pair => pair.Key, pair => pair.Value.detach().cpu().to(float64).requires_grad_());
-        var (expected, got) = (op.Run(exact, true).Output, op.Run(inputs, false).Output);
-        var upstream = randn_like(expected.detach()).to(type);
-        expected.backward([upstream.to(float64)]);
-        got.backward([upstream.to(device)]);
-        static double Error(Tensor a, Tensor b) => ((a.cpu().to(float64) - b).norm() / b.norm()).item<double>();
-        var gradients = inputs.Where(pair => pair.Key != "constant").Max(pair => Error(pair.Value.grad!, exact[pair.Key].grad!));
-        Clear(inputs);
-        Clear(exact);
-        return (Error(got.detach(), expected.detach()), gradients);
+        var large = device.type == DeviceType.CUDA;
+        var from = rand(large ? 1L << 28 : 1L << 25, dtype: float32, device: device);
+        var to = empty_like(from);
+        var copy = Timing.Median(device, 10, () => to.copy_(from));
+        var size = large ? 8192 : 1024;
+        var (a, b) = (randn(size, size, device: device).to(type), randn(size, size, device: device).to(type));
+        var product = Timing.Median(device, 10, () => a.mm(b));
+        return (2.0 * from.numel() * 4 / copy, 2.0 * size * size * size / product);
     }
+}
 
-    private static Dictionary<string, Tensor> Prepared(Dictionary<string, Tensor> inputs, Device device, ScalarType type)
-        => inputs.ToDictionary(pair => pair.Key, pair => pair.Value.to(pair.Key is "g" or "constant" or "A" ? float32 : type).to(device).requires_grad_(pair.Key != "constant"));
-
-    private static void Clear(IReadOnlyDictionary<string, Tensor> inputs)
+/// <summary>Clocks around work on a device.</summary>
+internal static class Timing
+{
+    /// <summary>Median milliseconds of a step, the device's work included, after three that warm up.</summary>
+    public static double Median(Device device, int repeats, Action step)
     {
-        foreach (var input in inputs.Values)
+        var times = new double[repeats];
+        for (var i = -3; i < repeats; i++)
         {
-            input.grad?.Dispose();
-            input.grad = null;
+            if (device.type == DeviceType.CUDA) cuda.synchronize();
+            var clock = Stopwatch.StartNew();
+            using (NewDisposeScope()) step();
+            if (device.type == DeviceType.CUDA) cuda.synchronize();
+            if (i >= 0) times[i] = clock.Elapsed.TotalMilliseconds;
         }
+        return times.Order().ElementAt(repeats / 2);
     }
 }

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -34,10 +35,12 @@ struct Index { u32 x = 0, y = 0, z = 0; };
 
 struct Copy { void* to; const void* from; int bytes; bool valid; };
 
+const int stack_bytes = 1 << 17;
+
 struct Fiber
 {
     void* stack_pointer = nullptr;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack; // not initialised: the pages that a thread does not reach cost no memory
     Index thread;
     bool waiting = false, done = false;
     std::vector<Copy> open;                  // asynchronous copies not yet committed
@@ -156,12 +159,12 @@ static void run_block(std::mt19937& random)
     for (int i = 0; i < threads; i++)
     {
         Fiber& fiber = block.fibers[i];
-        if (fiber.stack.empty()) fiber.stack.resize(1 << 17);
+        if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
         fiber.thread = { i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y) };
         fiber.waiting = fiber.done = false;
         fiber.open.clear();
         fiber.groups.clear();
-        uintptr_t top = ((uintptr_t)fiber.stack.data() + fiber.stack.size()) & ~(uintptr_t)63;
+        uintptr_t top = ((uintptr_t)fiber.stack.get() + stack_bytes) & ~(uintptr_t)63;
         void** frame = (void**)(top - 8);
         *--frame = (void*)&entry;
         for (int r = 0; r < 6; r++) *--frame = nullptr;
@@ -273,6 +276,49 @@ template <> inline fp16 from_float<fp16>(float x) { _Float16 y = (_Float16)x; fp
 template <class T> static inline u32 pack2(float first, float second) { return from_float<T>(first).bits | (u32)from_float<T>(second).bits << 16; }
 template <class T> static inline float2 unpack2(u32 x) { return { to_float(T{ (unsigned short)x }), to_float(T{ (unsigned short)(x >> 16) }) }; }
 template <class T> static inline u32 multiply2(u32 a, u32 b) { float2 x = unpack2<T>(a), y = unpack2<T>(b); return pack2<T>(x.x * y.x, x.y * y.y); }
+
+// ---- sixteen bytes of elements, as floats
+
+template <class T> struct Pack { static constexpr int size = 16 / sizeof(T); float x[16 / sizeof(T)]; };
+
+static inline void load16(Pack<float>& pack, const float* from)
+{
+    float4 y = *(const float4*)from;
+    pack.x[0] = y.x; pack.x[1] = y.y; pack.x[2] = y.z; pack.x[3] = y.w;
+}
+template <class T> static inline void load16(Pack<T>& pack, const T* from)
+{
+    uint4 y = *(const uint4*)from;
+    u32 pairs[4] = { y.x, y.y, y.z, y.w };
+    for (int i = 0; i < 4; i++)
+    {
+        float2 pair = unpack2<T>(pairs[i]);
+        pack.x[2 * i] = pair.x;
+        pack.x[2 * i + 1] = pair.y;
+    }
+}
+static inline void store16(float* to, const Pack<float>& pack) { *(float4*)to = make_float4(pack.x[0], pack.x[1], pack.x[2], pack.x[3]); }
+template <class T> static inline void store16(T* to, const Pack<T>& pack)
+{
+    *(uint4*)to = make_uint4(pack2<T>(pack.x[0], pack.x[1]), pack2<T>(pack.x[2], pack.x[3]), pack2<T>(pack.x[4], pack.x[5]), pack2<T>(pack.x[6], pack.x[7]));
+}
+
+// The same for the first `count` elements, the others being 0 or not written. aligned: the address is a multiple of 16 bytes, and there are all or none.
+template <bool aligned, class T> static inline Pack<T> load_pack(const T* from, int count)
+{
+    Pack<T> pack;
+    if (aligned && count > 0) load16(pack, from);
+    else for (int i = 0; i < Pack<T>::size; i++) pack.x[i] = i < count ? to_float(from[i]) : 0.0f;
+    return pack;
+}
+template <bool aligned, class T> static inline void store_pack(T* to, const Pack<T>& pack, int count)
+{
+    if (aligned)
+    {
+        if (count > 0) store16(to, pack);
+    }
+    else for (int i = 0; i < Pack<T>::size; i++) if (i < count) to[i] = from_float<T>(pack.x[i]);
+}
 
 static inline float exp2_fast(float x) { return exp2f(x); }
 static inline float log2_fast(float x) { return log2f(x); }

@@ -4,7 +4,8 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>One pre-norm residual block: <c>x = x + mixer(norm(x)); x = x + mlp(norm(x))</c>.</summary>
-internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerState?, Tensor>
+/// <remarks>A block leaves its last sum to the norm that follows, which computes it in passing (<see cref="AddNorm"/>).</remarks>
+internal sealed class ResidualBlock : nn.Module<Tensor, Tensor?, SequencePadding?, MixerState?, (Tensor X, Tensor Update)>
 {
     private readonly LayerNorm mixerNorm;
     private readonly TokenMixer mixer;
@@ -33,10 +34,18 @@ internal sealed class ResidualBlock : nn.Module<Tensor, SequencePadding?, MixerS
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x, SequencePadding? padding, MixerState? state)
+    /// <param name="x">[batch, time, width].</param>
+    /// <param name="update">What is still to be added to x; null: nothing.</param>
+    /// <param name="padding">See <see cref="TokenMixer.forward"/>, like <paramref name="state"/>.</param>
+    /// <param name="state">What precedes.</param>
+    /// <returns>The block's result is the sum of both.</returns>
+    public override (Tensor X, Tensor Update) forward(Tensor x, Tensor? update, SequencePadding? padding, MixerState? state)
     {
-        x = x + mixerUpdate.call(mixer.call(mixerNorm.call(x), padding, state));
-        return mlp is null ? x : x + mlpUpdate!.call(mlp.call(mlpNorm!.call(x)));
+        (x, var normed) = AddNorm.Run(x, update, mixerNorm);
+        update = mixerUpdate.call(mixer.call(normed, padding, state));
+        if (mlp is null) return (x, update);
+        (x, normed) = AddNorm.Run(x, update, mlpNorm!);
+        return (x, mlpUpdate!.call(mlp.call(normed)));
     }
 
     /// <summary><see cref="forward"/> over spans, in place; null when the mixer has no such form.</summary>
@@ -85,8 +94,9 @@ internal sealed class SequenceStack : nn.Module<Tensor, SequencePadding?, IReadO
     /// <param name="states">One per block: the sequence goes on from there, see <see cref="TokenMixer.forward"/>. Null: nothing precedes.</param>
     public override Tensor forward(Tensor x, SequencePadding? padding, IReadOnlyList<MixerState>? states)
     {
-        for (var i = 0; i < blocks.Count; i++) x = blocks[i].call(x, padding, states?[i]);
-        return norm.call(x);
+        Tensor? update = null;
+        for (var i = 0; i < blocks.Count; i++) (x, update) = blocks[i].call(x, update, padding, states?[i]);
+        return AddNorm.Run(x, update, norm).Norm;
     }
 
     /// <summary><see cref="forward"/> over spans, in place, with one state per block; null when a mixer has no such form.</summary>

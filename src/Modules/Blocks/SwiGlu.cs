@@ -15,11 +15,7 @@ internal sealed class SwiGlu : nn.Module<Tensor, Tensor>
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x)
-    {
-        var halves = gateAndValue.call(x).chunk(2, -1);
-        return output.call(nn.functional.silu(halves[0]) * halves[1]);
-    }
+    public override Tensor forward(Tensor x) => output.call(GatedProduct.Run(gateAndValue.call(x)));
 
     /// <summary>The rows of x, [time, width], to those of y.</summary>
     internal SpanMixer OverSpans()

@@ -87,7 +87,7 @@ public abstract record MemoryRule
     /// <summary>H ← (I − a aᵀ) H with a = a(k) / ‖a(k)‖, so that k reads zero; the momentum of H likewise. It is the delta rule with a value of zero.</summary>
     internal Tensor[] Forget(Tensor[] state, Tensor k)
     {
-        var a = DeltaNet.UnitLength(NeuralMemory.LastInput(k.transpose(1, 2), state[..Depth])); // [1, 1, 1, inputs]: one position of one head
+        var a = UnitHeads.Normalize(NeuralMemory.LastInput(k.transpose(1, 2), state[..Depth])); // [1, 1, 1, inputs]: one position of one head
         Tensor Erased(Tensor h) => DeltaRecurrence.Run(a, a, zeros(1, 1, 1, h.shape[3]), ones(1, 1, 1), initialState: h).FinalState;
         return [.. state.Select((part, i) => i % Depth == Depth - 1 ? Erased(part) : part)];
     }

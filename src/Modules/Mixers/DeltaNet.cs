@@ -12,7 +12,6 @@ namespace MLSeq;
 internal sealed class DeltaNet : TokenMixer
 {
     private const string Memory = "memory";
-    private const double ShortestLength = 1e-6;
 
     private readonly Linear project, strength, output;
     private readonly ShortConvolution convolution;
@@ -33,8 +32,7 @@ internal sealed class DeltaNet : TokenMixer
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         var width = x.shape[2];
-        var parts = convolution.call(project.call(x), state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = UnitHeads.Run(convolution.call(project.call(x), state), _heads, queryDivisor: Math.Sqrt(width / _heads));
         var beta = strength.call(x).sigmoid(); // [batch, time, h]
         var (read, memory) = DeltaRecurrence.Run(q, k, v, beta, initialState: state?[Memory]);
         state?.Set(Memory, memory);
@@ -58,8 +56,8 @@ internal sealed class DeltaNet : TokenMixer
                 for (var h = 0; h < heads; h++)
                 {
                     parts[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
-                    UnitLength(q);
-                    UnitLength(k);
+                    UnitHeads.Normalize(q);
+                    UnitHeads.Normalize(k);
                     q.Scale(1 / MathF.Sqrt(size));
                     DeltaRecurrence.Step(memory.Head(h, size * size), q, k, v, beta[t][h], decay: 1, read[t].Head(h, size));
                 }
@@ -68,10 +66,6 @@ internal sealed class DeltaNet : TokenMixer
             outOf.Apply(read, y);
         };
     }
-
-    internal static Tensor UnitLength(Tensor x) => nn.functional.normalize(x, dim: -1, eps: ShortestLength);
-
-    internal static void UnitLength(Span<float> x) => x.Scale(1 / MathF.Max(TensorPrimitives.Norm<float>(x), (float)ShortestLength));
 }
 
 /// <summary>DeltaNet in residual blocks. Yang et al., "Parallelizing linear transformers with the delta rule over sequence length", 2024.</summary>

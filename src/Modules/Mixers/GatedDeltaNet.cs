@@ -37,8 +37,7 @@ internal sealed class GatedDeltaNet : TokenMixer
     {
         var (width, type) = (x.shape[2], Chunks.StateType(x));
         var projected = project.call(x).Parts(3 * width, width);
-        var parts = convolution.call(projected[0], state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = UnitHeads.Run(convolution.call(projected[0], state), _heads, queryDivisor: Math.Sqrt(width / _heads));
         var beta = strength.call(x).sigmoid(); // [batch, time, h]
         var logDecay = -logRate.to(type).exp() * nn.functional.softplus(step.call(x).to(type)); // [batch, time, h]
         var (read, memory) = DeltaRecurrence.Run(q, k, v, beta, logDecay, state?[Memory]);
@@ -66,8 +65,8 @@ internal sealed class GatedDeltaNet : TokenMixer
                 for (var h = 0; h < heads; h++)
                 {
                     parts[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
-                    DeltaNet.UnitLength(q);
-                    DeltaNet.UnitLength(k);
+                    UnitHeads.Normalize(q);
+                    UnitHeads.Normalize(k);
                     q.Scale(1 / MathF.Sqrt(size));
                     DeltaRecurrence.Step(memory.Head(h, size * size), q, k, v, beta[t][h], MathF.Exp(-rate[h] * decay[t][h]), read[t].Head(h, size));
                 }

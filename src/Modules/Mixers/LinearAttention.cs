@@ -29,7 +29,13 @@ internal sealed class LinearAttention : TokenMixer
 
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        var qkv = project.call(x).Parts(x.shape[2], x.shape[2], x.shape[2]);
+        var projected = project.call(x);
+        if (state is null && NormalizedFeatures.Serve(projected, _heads))
+        {
+            var features = NormalizedFeatures.Run(projected, _heads, _rotary);
+            return output.call(GatedLinearRecurrence.Run(features.Q, features.K, features.V).Output.MergeHeads());
+        }
+        var qkv = projected.Parts(x.shape[2], x.shape[2], x.shape[2]);
         var (q, k, v) = (Feature(qkv[0].SplitHeads(_heads)), Feature(qkv[1].SplitHeads(_heads)), qkv[2].SplitHeads(_heads)); // [batch, time, h, d]
         var type = Chunks.StateType(x);
         var z = k.to(type).cumsum(1); // [batch, time, h, d]

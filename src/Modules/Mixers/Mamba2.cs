@@ -43,8 +43,7 @@ internal sealed class Mamba2Mixer : TokenMixer
         Tensor Shared(Tensor map) => map.unsqueeze(2).expand(-1, -1, _heads, -1); // [batch, time, h, n]
         var (read, memory) = GatedLinearRecurrence.Run(Shared(parts[2]), Shared(parts[1]), u * delta.unsqueeze(-1).to(u.dtype), -logRate.to(type).exp() * delta, state?[Memory]);
         state?.Set(Memory, memory);
-        var y = read.addcmul(u, skip.unsqueeze(-1), 1).MergeHeads() * nn.functional.silu(projected[0]);
-        return output.call(norm.call(y.unsqueeze(2), null));
+        return output.call(SkipNorm.Run(read, u, skip, projected[0], norm.Weight));
     }
 
     internal override SpanMixer OverSpans()

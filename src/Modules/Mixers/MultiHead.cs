@@ -48,8 +48,6 @@ internal static class HeadViews
 /// <summary>What linear recurrences put after reading: <c>y = RMSNorm(o) ∘ w ∘ silu(g)</c>, the norm over each head. Zhang and Sennrich 2019; the gate as in RetNet, equation 8.</summary>
 internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
 {
-    private const double Epsilon = 1e-5;
-
     private readonly Parameter weight;
 
     public GatedHeadNorm(long size) : base(nameof(GatedHeadNorm))
@@ -58,15 +56,13 @@ internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
         RegisterComponents();
     }
 
+    /// <summary>w, [size].</summary>
+    public Tensor Weight => weight;
+
     /// <param name="o">[batch, time, heads, size].</param>
     /// <param name="gate">[batch, time, heads · size], or null.</param>
     /// <returns>[batch, time, heads · size].</returns>
-    public override Tensor forward(Tensor o, Tensor? gate)
-    {
-        var type = Chunks.StateType(o);
-        var y = (o * (o.to(type).square().mean([-1L], keepdim: true) + Epsilon).rsqrt().to(o.dtype) * weight).MergeHeads();
-        return gate is null ? y : y * nn.functional.silu(gate);
-    }
+    public override Tensor forward(Tensor o, Tensor? gate) => HeadNorm.Run(o, weight, gate);
 
     /// <summary>One position of <see cref="forward"/>: o, [heads · size], in place; the gate, likewise or empty, is used up.</summary>
     internal delegate void SpanNorm(Span<float> o, Span<float> gate);
@@ -79,7 +75,7 @@ internal sealed class GatedHeadNorm : nn.Module<Tensor, Tensor?, Tensor>
             for (var heads = o; !heads.IsEmpty; heads = heads[scale.Length..])
             {
                 var head = heads[..scale.Length];
-                head.Scale(1 / MathF.Sqrt(TensorPrimitives.SumOfSquares<float>(head) / head.Length + (float)Epsilon));
+                head.Scale(1 / MathF.Sqrt(TensorPrimitives.SumOfSquares<float>(head) / head.Length + (float)HeadNorm.Epsilon));
                 head.Multiply(scale);
             }
             if (gate.IsEmpty) return;
@@ -106,11 +102,9 @@ internal sealed class ShortConvolution : nn.Module<Tensor, MixerState?, Tensor>
     /// <param name="state">Keeps the last taps − 1 elements as <c>conv</c>.</param>
     public override Tensor forward(Tensor x, MixerState? state)
     {
-        var reach = weight.shape[0] - 1;
-        var past = state?[Past];
-        var all = past is null ? nn.functional.pad(x, [0, 0, reach, 0]) : cat([past, x], 1);
-        state?.Set(Past, all.narrow(1, x.shape[1], reach).clone());
-        return nn.functional.silu(DepthwiseConvolution.Run(all, weight));
+        var (y, past) = CausalConvolution.Run(x, weight, state?[Past]);
+        state?.Set(Past, past.clone());
+        return y;
     }
 
     internal SpanUpdate OverSpans()

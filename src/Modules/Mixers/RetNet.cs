@@ -28,13 +28,10 @@ internal sealed class Retention : TokenMixer
 
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
-        var (time, width) = (x.shape[1], x.shape[2]);
-        var parts = project.call(x).Parts(width, width, width, width); // q, k, v, gate
-        var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
-        var (q, k, v) = (rotary.Apply(parts[0].SplitHeads(_heads)), rotary.Apply(parts[1].SplitHeads(_heads)) / Math.Sqrt(width / _heads), parts[2].SplitHeads(_heads));
-        var (read, memory) = GatedLinearRecurrence.Run(q, k, v, LogGamma(x), state?[Memory]);
+        var parts = TurnedHeads.Run(project.call(x), 4, _heads, state?.Position ?? 0, keyDivisor: Math.Sqrt(x.shape[2] / _heads)); // q, k, v, gate: [batch, time, h, d]
+        var (read, memory) = GatedLinearRecurrence.Run(parts[0], parts[1], parts[2], LogGamma(x), state?[Memory]);
         state?.Set(Memory, memory);
-        return output.call(norm.call(read, parts[3]));
+        return output.call(norm.call(read, parts[3].MergeHeads()));
     }
 
     internal override SpanMixer OverSpans()

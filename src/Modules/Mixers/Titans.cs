@@ -90,8 +90,8 @@ internal sealed class TitansMixer : TokenMixer
                 for (var h = 0; h < heads; h++)
                 {
                     projected[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
-                    DeltaNet.UnitLength(q);
-                    DeltaNet.UnitLength(k);
+                    UnitHeads.Normalize(q);
+                    UnitHeads.Normalize(k);
                     var momentum = (float)MostMomentum * gate[t][heads + h];
                     NeuralMemory.Step(layers, h, (position + t) % chunk == 0, q, k, v, gate[t][h] * (1 - momentum) / chunk, momentum, gate[t][2 * heads + h], read[t].Head(h, size), work);
                 }
@@ -117,7 +117,7 @@ internal sealed class TitansMixer : TokenMixer
         var (width, type) = (x.shape[2], Chunks.StateType(x));
         var projected = project.call(x).Parts(3 * width, width);
         var parts = convolution.call(projected[0], state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = (UnitHeads.Normalize(parts[0].SplitHeads(_heads)), UnitHeads.Normalize(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
         var gate = gates.call(x).to(type).Parts(_heads, _heads, _heads); // [batch, time, h] each
         var logMomentum = nn.functional.logsigmoid(gate[1]) + LogMostMomentum;
         var control = new NeuralMemoryGates(gate[0].sigmoid() * (1 - logMomentum.exp()) / _chunk, logMomentum, nn.functional.logsigmoid(gate[2]));

@@ -29,14 +29,9 @@ internal sealed class SelfAttention : TokenMixer
     protected internal override Tensor Mix(Tensor x, SequencePadding? padding, MixerState? state)
     {
         var (batch, time, width) = (x.shape[0], x.shape[1], x.shape[2]);
-        var qkv = project.call(x).view(batch, time, 3, _heads, width / _heads).unbind(2); // 3 × [batch, time, h, d]
-        var (q, k) = (qkv[0], qkv[1]);
-        if (_rotary)
-        {
-            var rotary = new Rotary(time, width / _heads, x, state?.Position ?? 0);
-            (q, k) = (rotary.Apply(q), rotary.Apply(k));
-        }
-        (q, k, var v) = (q.transpose(1, 2), k.transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
+        var projected = project.call(x);
+        var qkv = _rotary ? TurnedHeads.Run(projected, 3, _heads, state?.Position ?? 0) : projected.view(batch, time, 3, _heads, width / _heads).unbind(2); // 3 × [batch, time, h, d]
+        var (q, k, v) = (qkv[0].transpose(1, 2), qkv[1].transpose(1, 2), qkv[2].transpose(1, 2)); // [batch, h, time, d]
         if (state is not null) (k, v) = Extend(state, k, v);
         var mask = Mask(time, k.shape[2], padding, x.device);
         var mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_casual: mask is null && _causal && time > 1); // [batch, h, time, d]

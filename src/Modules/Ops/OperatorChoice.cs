@@ -1,3 +1,6 @@
+using MLSeq.Native;
+using TorchSharp;
+
 namespace MLSeq;
 
 /// <summary>Decides in which form an operator runs: the one place that does.</summary>
@@ -17,4 +20,11 @@ internal static class OperatorChoice
             _ when hasFused => OperatorForm.Fused,
             _ => time <= NaiveUpTo ? OperatorForm.Naive : OperatorForm.Chunked,
         };
+
+    /// <summary>What a user should know about the form in which operators run on a device; null: nothing.</summary>
+    public static string? Remark(DeviceType type, int index)
+    {
+        if (MLSeqRuntime.Operators is OperatorForm.Naive or OperatorForm.Chunked) return $"The recurrences run in their {MLSeqRuntime.Operators.ToString().ToLowerInvariant()} form, as MLSeqRuntime.Operators or {MLSeqRuntime.OperatorsVariable} says.";
+        return type == DeviceType.CUDA && CudaKernel.WhyNot(Math.Max(index, 0)) is { } whyNot ? $"The recurrences run in libtorch's operators; MLSeq's CUDA kernels, which are faster, cannot be used: {whyNot}." : null;
+    }
 }

@@ -33,6 +33,15 @@ internal abstract class OperatorFunction<T> : autograd.MultiTensorFunction<T> wh
         return outputs;
     }
 
+    /// <summary>Whether autograd will ask for the gradient of an operator with these inputs; if not, nothing needs to be kept for it.</summary>
+    public static bool HasGradient(params ReadOnlySpan<Tensor?> inputs)
+    {
+        if (!is_grad_enabled()) return false;
+        foreach (var input in inputs)
+            if (input is { requires_grad: true }) return true;
+        return false;
+    }
+
     public sealed override List<Tensor> forward(autograd.AutogradContext ctx, params object[] vars)
     {
         ctx.set_materialize_grads(false);

@@ -44,7 +44,8 @@ internal sealed class PatchStack : VisionStack
         {
             // All but the mixer of a block looks at one place, so that the whole block may have the mixer's order.
             var direction = _scan.Direction(layer);
-            x = ScanOrder.Map(blocks[layer].call(ScanOrder.Sequence(x, direction), null, null), direction, height, width);
+            var (sequence, update) = blocks[layer].call(ScanOrder.Sequence(x, direction), null, null, null);
+            x = ScanOrder.Map(sequence + update, direction, height, width);
         }
         return [norm.call(x).permute(0, 3, 1, 2)];
     }

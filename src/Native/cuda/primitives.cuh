@@ -6,7 +6,7 @@
 #define KERNEL(name, Params, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Params p)
 #define KERNEL_MIN_BLOCKS(name, Params, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Params p)
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
-#define DEVICE static __device__ __forceinline__
+#define DEVICE __device__ __forceinline__ // not static: a specialisation of a template may not be
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -44,6 +44,50 @@ template <> DEVICE float2 unpack2<fp16>(u32 x)
 template <class T> DEVICE u32 multiply2(u32 a, u32 b);
 template <> DEVICE u32 multiply2<bf16>(u32 a, u32 b) { u32 y; asm("{ .reg .b32 z; mov.b32 z, 0x80008000; fma.rn.bf16x2 %0, %1, %2, z; }" : "=r"(y) : "r"(a), "r"(b)); return y; }
 template <> DEVICE u32 multiply2<fp16>(u32 a, u32 b) { u32 y; asm("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b)); return y; }
+
+// ---- sixteen bytes of elements, as floats
+
+template <class T> struct Pack { static constexpr int size = 16 / sizeof(T); float x[16 / sizeof(T)]; };
+
+DEVICE void load16(Pack<float>& pack, const float* from)
+{
+    float4 y = *(const float4*)from;
+    pack.x[0] = y.x; pack.x[1] = y.y; pack.x[2] = y.z; pack.x[3] = y.w;
+}
+template <class T> DEVICE void load16(Pack<T>& pack, const T* from)
+{
+    uint4 y = *(const uint4*)from;
+    u32 pairs[4] = { y.x, y.y, y.z, y.w };
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+    {
+        float2 pair = unpack2<T>(pairs[i]);
+        pack.x[2 * i] = pair.x;
+        pack.x[2 * i + 1] = pair.y;
+    }
+}
+DEVICE void store16(float* to, const Pack<float>& pack) { *(float4*)to = make_float4(pack.x[0], pack.x[1], pack.x[2], pack.x[3]); }
+template <class T> DEVICE void store16(T* to, const Pack<T>& pack)
+{
+    *(uint4*)to = make_uint4(pack2<T>(pack.x[0], pack.x[1]), pack2<T>(pack.x[2], pack.x[3]), pack2<T>(pack.x[4], pack.x[5]), pack2<T>(pack.x[6], pack.x[7]));
+}
+
+// The same for the first `count` elements, the others being 0 or not written. aligned: the address is a multiple of 16 bytes, and there are all or none.
+template <bool aligned, class T> DEVICE Pack<T> load_pack(const T* from, int count)
+{
+    Pack<T> pack;
+    if (aligned && count > 0) load16(pack, from);
+    else for (int i = 0; i < Pack<T>::size; i++) pack.x[i] = i < count ? to_float(from[i]) : 0.0f;
+    return pack;
+}
+template <bool aligned, class T> DEVICE void store_pack(T* to, const Pack<T>& pack, int count)
+{
+    if (aligned)
+    {
+        if (count > 0) store16(to, pack);
+    }
+    else for (int i = 0; i < Pack<T>::size; i++) if (i < count) to[i] = from_float<T>(pack.x[i]);
+}
 
 // ---- functions of one number
 
@@ -106,3 +150,5 @@ DEVICE void copy_async_4(void* to, const void* from, bool valid)
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` of this thread's committed groups are under way.
 template <int pending> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory"); }
+
+// Asks for the 128 bytes around an address to be brought into the L2 cache.

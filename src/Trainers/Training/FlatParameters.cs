@@ -74,12 +74,32 @@ internal sealed class FlatParameters : IDisposable
     /// <summary>The first elements of <see cref="Master"/>, those that weight decay applies to.</summary>
     public long DecayedSize { get; }
 
+    /// <summary>In bfloat16: what the network reads of the first elements of <see cref="Master"/>; else null.</summary>
+    public Tensor? Low => _low;
+
+    /// <summary>Its gradients.</summary>
+    public Tensor? LowGradients => _lowGradients;
+
+    /// <summary>Float32 [size]: the gradients of all other elements.</summary>
+    public Tensor OtherGradients => _gradients;
+
     /// <summary>Copies the weights to where the network reads them.</summary>
     public void Publish()
     {
+        using var _ = no_grad();
+        if (_low is not null)
+        {
+            using var scope = NewDisposeScope();
+            _low.copy_(Master.narrow(0, 0, _low.shape[0]));
+        }
+        PublishApart();
+    }
+
+    /// <summary>The same for weights that are neither in <see cref="Low"/> nor views of <see cref="Master"/>.</summary>
+    public void PublishApart()
+    {
         using var scope = NewDisposeScope();
         using var _ = no_grad();
-        _low?.copy_(Master.narrow(0, 0, _low.shape[0]));
         foreach (var (slot, value) in _apart) value.copy_(slot.In(Master));
     }
 

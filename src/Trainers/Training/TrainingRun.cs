@@ -20,6 +20,7 @@ internal sealed class TrainingRun
     {
         (_host, _channel, _options) = (host, channel, options);
         Device = DeviceChoice.Resolve(host, options.Device, text => channel.Warning(text));
+        if (OperatorChoice.Remark(Device.type, Device.index) is { } remark) channel.Warning(remark);
         Precision = options.Precision == MLSeq.Precision.BFloat16 || options.Precision == MLSeq.Precision.Auto && Device.type == DeviceType.CUDA ? bfloat16 : float32;
         Seed = (ulong)(options.Seed ?? (host as IHostEnvironmentInternal)?.Seed ?? Random.Shared.Next());
     }

@@ -55,6 +55,18 @@ public sealed class NativeLoadingTests
         Assert.Contains("libtorch: loaded", report.ToString());
     }
 
+    [Theory]
+    [InlineData(null, "operators: auto\n")]
+    [InlineData("Chunked", "operators: chunked (MLSEQ_OPERATORS is 'Chunked')\n")]
+    [InlineData("fast", "operators: auto (MLSEQ_OPERATORS is 'fast', which is none of auto, naive, chunked, fused, and is ignored)\n")]
+    [InlineData("2", "operators: auto (MLSEQ_OPERATORS is '2', which is none of")]
+    public void Diagnose_tells_the_form_of_the_operators(string? chosen, string expected)
+    {
+        var (code, output) = Host.Run(["diagnose"], new() { [MLSeqRuntime.OperatorsVariable] = chosen });
+        Assert.Equal(0, code);
+        Assert.Contains(expected, output.ReplaceLineEndings("\n"));
+    }
+
     [Fact]
     public void A_wrong_explicit_path_is_an_error_with_a_remedy()
     {

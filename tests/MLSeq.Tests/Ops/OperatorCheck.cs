@@ -42,6 +42,17 @@ internal static class OperatorCheck
         }
     }
 
+    /// <summary>The same by norms, ‖difference‖ / ‖expected‖, of everything: what rounding of many numbers to 16 bits leaves alike in all of them.</summary>
+    public static void Close(IReadOnlyDictionary<string, Tensor> expected, IReadOnlyDictionary<string, Tensor> got, double tolerance)
+    {
+        foreach (var (name, value) in expected)
+        {
+            Assert.True(value.shape.SequenceEqual(got[name].shape), $"{name}: [{string.Join(", ", got[name].shape)}], expected [{string.Join(", ", value.shape)}]");
+            var error = (got[name].to(float64) - value).norm().item<double>() / Math.Max(value.norm().item<double>(), 1e-3);
+            Assert.True(error <= tolerance, $"{name} differs by {error:E2}, more than {tolerance:E0}"); // NaN differs too
+        }
+    }
+
     public static double RelativeError(Tensor expected, Tensor got)
     {
         var scale = Math.Max(expected.to(float64).abs().max().item<double>(), 1e-3);

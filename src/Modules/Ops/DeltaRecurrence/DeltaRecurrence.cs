@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -32,9 +33,11 @@ public static partial class DeltaRecurrence
             beta = beta.masked_fill(padded, 0);
             logDecay = logDecay?.masked_fill(padded, 0);
         }
-        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        var plan = DeltaPlan.For(q, k, v, beta, logDecay);
+        return OperatorChoice.For(q.shape[1], hasFused: plan is not null || CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
+            OperatorForm.Fused => plan is null ? FusedCpu(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, plan),
             _ => Chunked(q, k, v, beta, logDecay, initialState),
         };
     }
@@ -72,6 +75,12 @@ public static partial class DeltaRecurrence
     {
         Check(q, k, v, beta, logDecay, initialState);
         var outputs = ChunkedDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, Math.Min(chunk, q.shape[1]));
+        return (outputs[0], outputs[1]);
+    }
+
+    private static (Tensor Output, Tensor FinalState) FusedCpu(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState)
+    {
+        var outputs = FusedCpuDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, FusedCpuDeltaRecurrence.HasGradient(q, k, v, beta, logDecay, initialState));
         return (outputs[0], outputs[1]);
     }
 

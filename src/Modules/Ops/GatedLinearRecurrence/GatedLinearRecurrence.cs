@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -32,9 +33,11 @@ public static partial class GatedLinearRecurrence
             k = k.masked_fill(real.logical_not(), 0);
             if (logDecay is not null) logDecay = PerStep(logDecay, q).masked_fill((logDecay.dim() == 4 ? real : real.squeeze(-1)).logical_not(), 0);
         }
-        return OperatorChoice.For(q.shape[1], hasFused: false) switch
+        var fused = Fused(q, k, v, logDecay, initialState);
+        return OperatorChoice.For(q.shape[1], hasFused: fused is not null) switch
         {
             OperatorForm.Naive => Naive(q, k, v, logDecay, initialState),
+            OperatorForm.Fused => fused!(q, k, v, logDecay, initialState),
             _ => Chunked(q, k, v, logDecay, initialState),
         };
     }
@@ -75,9 +78,17 @@ public static partial class GatedLinearRecurrence
         // A constant decays filled-up positions too, which the final state would show.
         if (logDecay?.dim() == 1 && q.shape[1] % size != 0) logDecay = PerStep(logDecay, q);
         if (logDecay?.dim() == 4) size = (long)System.Numerics.BitOperations.RoundUpToPowerOf2((ulong)size);
-        var outputs = ChunkedLinearRecurrence.Run(q, k, v, logDecay, initialState, size);
-        return (outputs[0], outputs[1]);
+        return Both(ChunkedLinearRecurrence.Run(q, k, v, logDecay, initialState, size));
     }
+
+    /// <summary>The kernel that serves such tensors; null when there is none.</summary>
+    private static Func<Tensor, Tensor, Tensor, Tensor?, Tensor?, (Tensor Output, Tensor FinalState)>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay, Tensor? initialState)
+        => CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? (q, k, v, g, s) => Both(FusedCpuLinearRecurrence.Run(q, k, v, g, s))
+            : FusedCudaLinearRecurrence.Serves(q, k, v, logDecay) ? FusedCudaLinearRecurrence.Run
+            : FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? (q, k, v, g, s) => Both(FusedCudaVectorRecurrence.Run(q, k, v, g, s))
+            : null;
+
+    private static (Tensor Output, Tensor FinalState) Both(Tensor[] outputs) => (outputs[0], outputs[1]);
 
     /// <summary>[b, t, h] of a constant decay [h]; others as they are.</summary>
     private static Tensor PerStep(Tensor logDecay, Tensor q) => logDecay.dim() == 1 ? logDecay.expand(q.shape[0], q.shape[1], q.shape[2]) : logDecay;

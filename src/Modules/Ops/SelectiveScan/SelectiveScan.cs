@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -24,9 +25,11 @@ public static partial class SelectiveScan
     {
         Check(x, delta, a, inputMap, outputMap, initialState);
         if (padding is not null) delta = padding.Fill(delta, 0);
-        return OperatorChoice.For(x.shape[1], hasFused: false) switch
+        var onCpu = CpuKernels.CanRunOn(x, delta, a, inputMap, outputMap, initialState);
+        return OperatorChoice.For(x.shape[1], hasFused: onCpu || FusedCudaSelectiveScan.Serves(x, a)) switch
         {
             OperatorForm.Naive => Naive(x, delta, a, inputMap, outputMap, initialState),
+            OperatorForm.Fused => onCpu ? FusedCpuSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState) : FusedCudaSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState),
             _ => Chunked(x, delta, a, inputMap, outputMap, initialState),
         };
     }
@@ -61,9 +64,10 @@ public static partial class SelectiveScan
     public static (Tensor Output, Tensor FinalState) Chunked(Tensor x, Tensor delta, Tensor a, Tensor inputMap, Tensor outputMap, Tensor? initialState = null, int chunk = 0)
     {
         Check(x, delta, a, inputMap, outputMap, initialState);
-        var outputs = ChunkedSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState, (long)chunk);
-        return (outputs[0], outputs[1]);
+        return Both(ChunkedSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState, (long)chunk));
     }
+
+    private static (Tensor Output, Tensor FinalState) Both(Tensor[] outputs) => (outputs[0], outputs[1]);
 
     private static void Check(Tensor x, Tensor delta, Tensor a, Tensor inputMap, Tensor outputMap, Tensor? initialState)
     {

@@ -4,16 +4,11 @@ using static TorchSharp.torch;
 namespace MLSeq;
 
 /// <summary>
-/// Depthwise causal convolution, <c>y_t = Σ_j w_j ∘ x_{t − j}</c>, as a sum of shifted products: a few passes over the data, several times faster than the general convolution of libtorch.
+/// The sum of <see cref="CausalConvolution"/>, <c>z_t = Σ_j w_j ∘ x_{t + j}</c>, as shifted products: a few passes over the data, several times faster than the general convolution of libtorch.
 /// </summary>
-internal sealed class DepthwiseConvolution : OperatorFunction<DepthwiseConvolution>
+internal sealed class ShiftedProducts : OperatorFunction<ShiftedProducts>
 {
-    /// <summary>Convolves.</summary>
-    /// <param name="x">[b, taps − 1 + t, c]: what precedes (zeros at the beginning of a sequence), then the sequence.</param>
-    /// <param name="weight">[taps, c]; the last tap belongs to the present.</param>
-    /// <returns>[b, t, c].</returns>
-    public static Tensor Run(Tensor x, Tensor weight) => OperatorFunction<DepthwiseConvolution>.Run(x, weight)[0];
-
+    // Inputs: x [b, taps − 1 + t, c], weight [taps, c]. Output: z [b, t, c].
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
         var (x, weight) = ((Tensor)inputs[0]!, (Tensor)inputs[1]!);
