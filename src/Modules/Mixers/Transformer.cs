@@ -99,8 +99,8 @@ internal sealed class SelfAttention : TokenMixer
                 using var frame = work.Open();
                 Rotary.OverSpans.Turn(qkv[t][..(2 * width)], rotary.At(position + t, work));
             }
-            var keys = Extend(Keys, qkv.Columns(width, width), state, work);
-            var values = Extend(Values, qkv.Columns(2 * width, width), state, work); // [h · room, d]
+            var keys = Extend(Keys, qkv.Columns(width, width), state, work); // [h · room, d]
+            var values = Extend(Values, qkv.Columns(2 * width, width), state, work);
             var (room, known) = (keys.Count / heads, (int)Kept(position));
             for (var h = 0; h < heads; h++)
                 for (var from = 0; from < time; from += QueriesAtOnce)
