@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Globalization;
 using System.Runtime.InteropServices;
 using MLSeq.Examples;
 using TorchSharp;
@@ -20,29 +21,34 @@ internal static class GrowthBenchmark
         var type = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
         MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
         var (heads, size) = device.type == DeviceType.CUDA ? (16, 64) : (2, 32);
-        int[] lengths = quick ? [256, 512, 1024] : [1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
+        int[] lengths = quick ? [256, 512, 1024] : [1024, 4096, 16384, 32768, 65536, 131072];
         var wanted = command.Get("--operators", "");
-        var chosen = OperatorSuite.All().Where(op => wanted.Length == 0 ? op.Name != "attention" : wanted.Split(',').Contains(op.Name)).ToList();
-        if (chosen.Count > 1)
-        {
-            // A process for each: libtorch keeps the memory that it once had. Of an option given twice, the first counts.
-            foreach (var op in chosen)
-            {
-                using var child = Process.Start(new ProcessStartInfo(Environment.ProcessPath!, [.. Path.GetFileNameWithoutExtension(Environment.ProcessPath) == "dotnet" ? (string[])[Environment.GetCommandLineArgs()[0]] : [], "growth", "--operators", op.Name, .. command.Arguments.Skip(1)]))!;
-                child.WaitForExit();
-                if (child.ExitCode != 0) throw new InvalidOperationException($"The measurement of {op.Name} ended with code {child.ExitCode}.");
-            }
-            return;
-        }
-        foreach (var op in chosen)
+        if (command.Get("--only", 0) is > 0 and var only)
         {
             var meter = new MemoryMeter(device);
-            var points = lengths.Select(time => Measure(op, new OperatorShape($"T{time}", 1, time, heads, size), device, type, quick ? 2 : 5, meter)).ToList();
+            var (ms, bytes) = Measure(OperatorSuite.All().Single(op => op.Name == wanted), new OperatorShape($"T{only}", 1, (int)only, heads, size), device, type, quick ? 2 : 5, meter);
+            Console.WriteLine(FormattableString.Invariant($"{ms} {bytes}"));
+            return;
+        }
+        foreach (var op in OperatorSuite.All().Where(op => wanted.Length == 0 ? op.Name != "attention" : wanted.Split(',').Contains(op.Name)))
+        {
+            var points = lengths.Select(length => InProcess(command, op.Name, length)).ToList();
             var half = lengths.Length / 2;
             var (timeExponent, memoryExponent) = (Exponent(lengths[half..], [.. points.Skip(half).Select(point => point.Ms)]), Exponent(lengths[half..], [.. points.Skip(half).Select(point => point.Bytes)]));
-            Console.WriteLine(FormattableString.Invariant($"RESULT op={op.Name} heads={heads} size={size} lengths={lengths[0]}..{lengths[^1]} ms={string.Join(',', points.Select(point => FormattableString.Invariant($"{point.Ms:F2}")))} ") +
+            Console.WriteLine(FormattableString.Invariant($"RESULT op={op.Name} heads={heads} size={size} lengths={string.Join(',', lengths)} ms={string.Join(',', points.Select(point => FormattableString.Invariant($"{point.Ms:F2}")))} ") +
                 FormattableString.Invariant($"mib={string.Join(',', points.Select(point => FormattableString.Invariant($"{point.Bytes / 1048576:F0}")))} time_exponent={timeExponent:F3} memory_exponent={memoryExponent:F3}"));
         }
+    }
+
+    // A process for each length: libtorch keeps the memory that it once had. Of an option given twice, the first counts.
+    private static (double Ms, double Bytes) InProcess(CommandLine command, string op, int length)
+    {
+        string[] program = Path.GetFileNameWithoutExtension(Environment.ProcessPath) == "dotnet" ? [Environment.GetCommandLineArgs()[0]] : [];
+        using var child = Process.Start(new ProcessStartInfo(Environment.ProcessPath!, [.. program, "growth", "--only", $"{length}", "--operators", op, .. command.Arguments.Skip(1)]) { RedirectStandardOutput = true })!;
+        var answer = child.StandardOutput.ReadToEnd().Trim().Split('\n')[^1].Split(' ');
+        child.WaitForExit();
+        if (child.ExitCode != 0 || answer.Length != 2) throw new InvalidOperationException($"The measurement of {op} at length {length} ended with code {child.ExitCode}.");
+        return (double.Parse(answer[0], CultureInfo.InvariantCulture), double.Parse(answer[1], CultureInfo.InvariantCulture));
     }
 
     private static (double Ms, double Bytes) Measure(MeasuredOperator op, OperatorShape shape, Device device, ScalarType type, int repeats, MemoryMeter meter)
@@ -52,11 +58,8 @@ internal static class GrowthBenchmark
         var inputs = op.Inputs(shape).Prepared(device, type);
         Tensor upstream;
         using (no_grad()) upstream = randn_like(op.Run(inputs));
-        void Step()
-        {
-            op.Run(inputs).backward([upstream]);
-            OperatorSuite.Clear(inputs);
-        }
+        var asked = inputs.Values.Where(input => input.requires_grad).ToList();
+        void Step() => autograd.grad([op.Run(inputs)], asked, [upstream]);
         return (Timing.Median(device, repeats, Step), meter.Peak());
     }
 
@@ -96,7 +99,7 @@ internal sealed class MemoryMeter
             return (double)total - free;
         }
         var line = File.ReadLines("/proc/self/status").First(line => line.StartsWith("VmHWM:", StringComparison.Ordinal));
-        return 1024 * double.Parse(line.AsSpan(6, line.Length - 9), System.Globalization.CultureInfo.InvariantCulture);
+        return 1024 * double.Parse(line.AsSpan(6, line.Length - 9), CultureInfo.InvariantCulture);
     }
 
     [DllImport("libcuda.so.1")]

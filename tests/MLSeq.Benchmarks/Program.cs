@@ -11,7 +11,7 @@ const string Usage = """
                                       the recurrences against the naive form in float64 over odd sizes; repeated runs must be the same to the bit
            MLSeq.Benchmarks cpu       [--operators a,b] [--threads N] [--repeats N] [--quick]
                                       the fused forms beside the chunked and the naive ones on this CPU, float32
-           MLSeq.Benchmarks growth    [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--form ...] [--quick]
+           MLSeq.Benchmarks growth    [--device cpu|cuda] [--precision float32|bfloat16] [--operators a,b] [--only LENGTH] [--form ...] [--quick]
                                       how their time and memory grow with the length
            MLSeq.Benchmarks vision    [--device cpu|cuda] [--fed resident|memory|files] [--models a,b] [--batch N] [--image-size N] [--steps N] [--epochs N] [--quick]
                                       training throughput through Fit at 224 x 224, batch 128

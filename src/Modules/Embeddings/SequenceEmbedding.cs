@@ -1,5 +1,4 @@
-using System.Runtime.CompilerServices;
-using System.Runtime.InteropServices;
+using MLSeq.Native;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -124,7 +123,7 @@ internal sealed unsafe class SpanTable : IDisposable
     {
         _table = table.detach().DetachFromDisposeScope();
         (_rows, _width) = (checked((int)table.shape[0]), checked((int)table.shape[1]));
-        _first = (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(_table.bytes));
+        _first = (float*)TensorAddress.Of(_table);
     }
 
     /// <exception cref="ObjectDisposedException">The network was disposed.</exception>

@@ -45,9 +45,9 @@ internal sealed class DeltaNet : TokenMixer
         var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
         return (x, y, state, work) =>
         {
-            var parts = into.Apply(x, work);
+            var parts = into.Apply(x, work); // q, k, v
             var beta = strengths.Apply(x, work);
-            var read = work.Take(x.Count, width); // parts: q, k, v
+            var read = work.Take(x.Count, width);
             var memory = work.Past(state, Memory, 1, heads, size, size);
             convolve(parts, state, work);
             for (var t = 0; t < x.Count; t++)
@@ -55,9 +55,7 @@ internal sealed class DeltaNet : TokenMixer
                 beta[t].Apply<Functions.Sigmoid>();
                 for (var h = 0; h < heads; h++)
                 {
-                    var q = parts[t].Head(h, size);
-                    var k = parts[t].Head(heads + h, size);
-                    var v = parts[t].Head(2 * heads + h, size);
+                    parts[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
                     UnitHeads.Normalize(q);
                     UnitHeads.Normalize(k);
                     q.Scale(1 / MathF.Sqrt(size));

@@ -1,4 +1,3 @@
-using System.Numerics;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -47,31 +46,23 @@ internal sealed class GatedLinearAttention : TokenMixer
         var (heads, width, size) = (_heads, outOf.Inputs, outOf.Inputs / _heads);
         return (x, y, state, work) =>
         {
-            var parts = into.Apply(x, work);
+            var parts = into.Apply(x, work); // q, k, v, gate
             var alpha = up.Apply(down.Apply(x, work), work);
-            var read = work.Take(x.Count, width); // parts: q, k, v, gate
+            var read = work.Take(x.Count, width);
             var memory = work.Past(state, Memory, 1, heads, size, size);
             for (var t = 0; t < x.Count; t++)
             {
-                alpha[t].Apply<Forgetting>();
+                alpha[t].SigmoidRoot(Temperature);
                 parts[t][..width].Scale(1 / MathF.Sqrt(size));
                 for (var h = 0; h < heads; h++)
                 {
-                    var q = parts[t].Head(h, size);
-                    var k = parts[t].Head(heads + h, size);
-                    var v = parts[t].Head(2 * heads + h, size);
+                    parts[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
                     GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, alpha[t].Head(h, size), read[t].Head(h, size));
                 }
                 normalize(read[t], parts[t][(3 * width)..]);
             }
             outOf.Apply(read, y);
         };
-    }
-
-    // σ(x)^{1/τ}
-    private readonly struct Forgetting : IFunction
-    {
-        public static Vector<float> Of(Vector<float> x) => Functions.Exponential(Functions.Softplus(-x) * new Vector<float>((float)(-1 / Temperature)));
     }
 }
 

@@ -1,4 +1,3 @@
-using System.Numerics;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -44,33 +43,25 @@ internal sealed class GatedRetention : TokenMixer
         var rotary = new Rotary.OverSpans(size);
         return (x, y, state, work) =>
         {
-            var parts = into.Apply(x, work);
+            var parts = into.Apply(x, work); // q, k, v, gate
             var gamma = decays.Apply(x, work);
-            var read = work.Take(x.Count, width); // parts: q, k, v, gate
+            var read = work.Take(x.Count, width);
             var memory = work.Past(state, Memory, 1, heads, size, size);
             for (var t = 0; t < x.Count; t++)
             {
                 using var frame = work.Open();
-                gamma[t].Apply<Forgetting>();
+                gamma[t].SigmoidRoot(Temperature);
                 Rotary.OverSpans.Turn(parts[t][..(2 * width)], rotary.At((state?.Position ?? 0) + t, work));
                 parts[t].Slice(width, width).Scale(1 / MathF.Sqrt(size));
                 for (var h = 0; h < heads; h++)
                 {
-                    var q = parts[t].Head(h, size);
-                    var k = parts[t].Head(heads + h, size);
-                    var v = parts[t].Head(2 * heads + h, size);
+                    parts[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
                     GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, [gamma[t][h]], read[t].Head(h, size));
                 }
                 normalize(read[t], parts[t][(3 * width)..]);
             }
             outOf.Apply(read, y);
         };
-    }
-
-    // σ(x)^{1/τ}
-    private readonly struct Forgetting : IFunction
-    {
-        public static Vector<float> Of(Vector<float> x) => Functions.Exponential(Functions.Softplus(-x) * new Vector<float>((float)(-1 / Temperature)));
     }
 }
 

@@ -75,9 +75,7 @@ internal sealed class LinearAttention : TokenMixer
                 if (rotary is not null) Rotary.OverSpans.Turn(features, rotary.At((state?.Position ?? 0) + t, work));
                 for (var h = 0; h < heads; h++)
                 {
-                    var q = features.Head(h, size);
-                    var k = features.Head(heads + h, size);
-                    var v = qkv[t].Head(2 * heads + h, size);
+                    qkv[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
                     var o = read[t].Head(h, size);
                     GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, decay: [1], o);
                     o.Scale(1 / weights[h]);

@@ -53,8 +53,8 @@ internal sealed class Mamba2Mixer : TokenMixer
         var (inner, heads, states, size) = (_inner, _heads, _states, _inner / _heads);
         return (x, y, state, work) =>
         {
-            var projected = into.Apply(x, work);
-            var read = work.Take(x.Count, inner); // projected: z, (u, B, C), Δ
+            var projected = into.Apply(x, work); // z, (u, B, C), Δ
+            var read = work.Take(x.Count, inner);
             var z = projected.Columns(0, inner);
             var parts = projected.Columns(inner, inner + 2 * states);
             var delta = projected.Columns(2 * inner + 2 * states, heads);

@@ -1,5 +1,4 @@
-using System.Runtime.CompilerServices;
-using System.Runtime.InteropServices;
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -40,9 +39,7 @@ public sealed class MixerState : IDisposable
         {
             if (!_tensors.TryGetValue(name, out var part)) Set(name, part = zeros(shape.ToArray()));
             else if (part.device_type != DeviceType.CPU || !part.is_contiguous()) Set(name, part = part.cpu().contiguous());
-            var bytes = part.bytes;
-            place = ((nint)Unsafe.AsPointer(ref MemoryMarshal.GetReference(bytes)), bytes.Length / sizeof(float));
-            _places.Add(name, place);
+            _places[name] = place = (TensorAddress.Of(part), checked((int)part.numel()));
         }
         return new Span<float>((void*)place.Address, place.Count);
     }

@@ -33,6 +33,14 @@ internal static class HeadViews
     /// <summary>The features of one head, of [heads · size].</summary>
     public static Span<float> Head(this Span<float> x, int head, int size) => x.Slice(head * size, size);
 
+    /// <summary>The parts of one head, of [3 · heads · size] or more: all queries, all keys, all values.</summary>
+    public static void QueryKeyValue(this Span<float> x, int head, int heads, int size, out Span<float> q, out Span<float> k, out Span<float> v)
+    {
+        q = x.Head(head, size);
+        k = x.Head(heads + head, size);
+        v = x.Head(2 * heads + head, size);
+    }
+
     /// <summary>Cuts features into parts of the given sizes (views).</summary>
     public static Tensor[] Parts(this Tensor x, params long[] sizes) => x.split(sizes, -1);
 }
@@ -105,16 +113,17 @@ internal sealed class ShortConvolution : nn.Module<Tensor, MixerState?, Tensor>
         return (x, state, work) =>
         {
             using var frame = work.Open();
-            var past = work.Past(state, Past, 1, taps - 1, channels);
-            var sum = work.Take(channels);
-            for (var t = 0; t < x.Count; t++)
+            var (reach, time) = (taps - 1, x.Count);
+            var past = work.Past(state, Past, 1, reach, channels);
+            var before = work.Take(reach + time, channels); // what precedes each element, as it was
+            new Rows(past, reach, channels).CopyTo(before);
+            x.CopyTo(before.Range(reach, time));
+            before.Range(time, reach).CopyTo(new Rows(past, reach, channels));
+            for (var t = 0; t < time; t++)
             {
-                TensorPrimitives.Multiply(x[t], weights.AsSpan((taps - 1) * channels), sum);
-                for (var tap = 0; tap < taps - 1; tap++) sum.AddProduct(past.Slice(tap * channels, channels), weights.AsSpan(tap * channels, channels));
-                past[channels..].CopyTo(past);
-                x[t].CopyTo(past[((taps - 2) * channels)..]);
-                sum.Apply<Functions.Silu>();
-                sum.CopyTo(x[t]);
+                x[t].Multiply(weights.AsSpan(reach * channels));
+                for (var tap = 0; tap < reach; tap++) x[t].AddProduct(before[t + tap], weights.AsSpan(tap * channels, channels));
+                x[t].Apply<Functions.Silu>();
             }
         };
     }

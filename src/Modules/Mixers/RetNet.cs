@@ -42,8 +42,8 @@ internal sealed class Retention : TokenMixer
         var decay = LogGamma(output.weight).exp().Numbers();
         return (x, y, state, work) =>
         {
-            var parts = into.Apply(x, work);
-            var read = work.Take(x.Count, width); // q, k, v, gate
+            var parts = into.Apply(x, work); // q, k, v, gate
+            var read = work.Take(x.Count, width);
             var memory = work.Past(state, Memory, 1, heads, size, size);
             for (var t = 0; t < x.Count; t++)
             {
@@ -52,9 +52,7 @@ internal sealed class Retention : TokenMixer
                 parts[t].Slice(width, width).Scale(1 / MathF.Sqrt(size));
                 for (var h = 0; h < heads; h++)
                 {
-                    var q = parts[t].Head(h, size);
-                    var k = parts[t].Head(heads + h, size);
-                    var v = parts[t].Head(2 * heads + h, size);
+                    parts[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
                     GatedLinearRecurrence.Step(memory.Head(h, size * size), q, k, v, [decay[h]], read[t].Head(h, size));
                 }
                 normalize(read[t], parts[t][(3 * width)..]);

@@ -64,40 +64,39 @@ internal sealed class TitansMixer : TokenMixer
         var (into, control, outOf, convolve, normalize, attend) = (new PackedLinear(project), new PackedLinear(gates), new PackedLinear(output), convolution.OverSpans(), norm.OverSpans(), attention?.OverSpans());
         var (heads, width, size, chunk) = (_heads, outOf.Inputs, outOf.Inputs / _heads, _chunk);
         var start = Start(batch: 1);
-        var parts = Enumerable.Range(0, weights.Count).Select(l => (Memory: start.Memory[l].Numbers(), Momentum: start.Momentum[l].Numbers(), Shape: weights[l].shape, Names: ("memory" + l, "momentum" + l, "start" + l))).ToArray();
+        var memory = Enumerable.Range(0, weights.Count).Select(l => (Weights: start.Memory[l].Numbers(), Momentum: start.Momentum[l].Numbers(), Inputs: weights[l].shape[1], Outputs: weights[l].shape[2],
+            Name: "memory" + l, MomentumName: "momentum" + l, StartName: "start" + l)).ToArray();
         return (x, y, state, work) =>
         {
             var (position, time) = (state?.Position ?? 0, x.Count);
-            var projected = into.Apply(x, work);
-            var gate = control.Apply(x, work);
-            var read = work.Take(time, width); // projected: q, k, v, gate of the output; gate: θ, η, 1 − α
+            var projected = into.Apply(x, work); // q, k, v, gate of the output
+            var gate = control.Apply(x, work); // θ, η, 1 − α
+            var read = work.Take(time, width);
             convolve(projected.Columns(0, 3 * width), state, work);
-            for (var t = 0; t < time; t++) gate[t].Apply<Functions.Sigmoid>();
-            Span<NeuralMemory.SpanLayer> layers = stackalloc NeuralMemory.SpanLayer[parts.Length];
-            for (var h = 0; h < heads; h++)
+            Span<NeuralMemory.SpanLayer> layers = stackalloc NeuralMemory.SpanLayer[memory.Length];
+            for (var l = 0; l < layers.Length; l++)
             {
-                for (var l = 0; l < layers.Length; l++)
+                var layer = memory[l];
+                var m = work.Past(state, layer.Name, 1, heads, layer.Inputs, layer.Outputs);
+                var s = work.Past(state, layer.MomentumName, 1, heads, layer.Inputs, layer.Outputs);
+                layers[l] = new(m, s, work.Past(state, layer.StartName, 1, heads, layer.Inputs, layer.Outputs), (int)layer.Inputs, (int)layer.Outputs);
+                if (position > 0) continue;
+                layer.Weights.CopyTo(m);
+                layer.Momentum.CopyTo(s);
+            }
+            for (var t = 0; t < time; t++)
+            {
+                gate[t].Apply<Functions.Sigmoid>();
+                for (var h = 0; h < heads; h++)
                 {
-                    var (initial, initialMomentum, shape, names) = parts[l];
-                    var (inputs, outputs) = ((int)shape[1], (int)shape[2]);
-                    Span<float> Part(string name) => work.Past(state, name, 1, heads, inputs, outputs).Head(h, inputs * outputs);
-                    layers[l] = new(Part(names.Item1), Part(names.Item2), Part(names.Item3), inputs);
-                    if (position > 0) continue;
-                    initial.AsSpan().Head(h, inputs * outputs).CopyTo(layers[l].Memory);
-                    initialMomentum.AsSpan().Head(h, inputs * outputs).CopyTo(layers[l].Momentum);
-                }
-                for (var t = 0; t < time; t++)
-                {
-                    var q = projected[t].Head(h, size);
-                    var k = projected[t].Head(heads + h, size);
-                    var v = projected[t].Head(2 * heads + h, size);
+                    projected[t].QueryKeyValue(h, heads, size, out var q, out var k, out var v);
                     UnitHeads.Normalize(q);
                     UnitHeads.Normalize(k);
                     var momentum = (float)MostMomentum * gate[t][heads + h];
-                    NeuralMemory.Step(layers, (position + t) % chunk == 0, q, k, v, gate[t][h] * (1 - momentum) / chunk, momentum, gate[t][2 * heads + h], read[t].Head(h, size), work);
+                    NeuralMemory.Step(layers, h, (position + t) % chunk == 0, q, k, v, gate[t][h] * (1 - momentum) / chunk, momentum, gate[t][2 * heads + h], read[t].Head(h, size), work);
                 }
+                normalize(read[t], projected[t][(3 * width)..]);
             }
-            for (var t = 0; t < time; t++) normalize(read[t], projected[t][(3 * width)..]);
             outOf.Apply(read, y);
             if (attend is null) return;
             attend(y, read, state, work);

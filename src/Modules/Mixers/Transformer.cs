@@ -10,6 +10,7 @@ namespace MLSeq;
 internal sealed class SelfAttention : TokenMixer
 {
     private const string Keys = "keys", Values = "values";
+    private const int QueriesAtOnce = 64; // over spans
 
     private readonly Linear project, output;
     private readonly int _heads, _window;
@@ -98,18 +99,27 @@ internal sealed class SelfAttention : TokenMixer
                 using var frame = work.Open();
                 Rotary.OverSpans.Turn(qkv[t][..(2 * width)], rotary.At(position + t, work));
             }
-            var keys = Extend(Keys, qkv.Columns(width, width), state, work);
-            var values = Extend(Values, qkv.Columns(2 * width, width), state, work); // [h · room, d]
+            var keys = Extend(Keys, qkv.Columns(width, width), state, work); // [h · room, d]
+            var values = Extend(Values, qkv.Columns(2 * width, width), state, work);
             var (room, known) = (keys.Count / heads, (int)Kept(position));
-            var weights = work.Take(known + time);
             for (var h = 0; h < heads; h++)
-                for (var t = 0; t < time; t++)
+                for (var from = 0; from < time; from += QueriesAtOnce)
                 {
-                    var (first, end) = Seen(known + t, known + time);
-                    Products.Dots(qkv[t].Head(h, size), keys.Range(h * room + first, end - first), weights[first..end]);
-                    weights[first..end].Scale(1 / MathF.Sqrt(size));
-                    weights[first..end].Softmax();
-                    Products.WeightedSum(weights[first..end], values.Range(h * room + first, end - first), mixed[t].Head(h, size));
+                    using var frame = work.Open();
+                    var queries = qkv.Columns(h * size, size).Range(from, Math.Min(QueriesAtOnce, time - from));
+                    var (first, end) = (Seen(known + from, known + time).First, Seen(known + from + queries.Count - 1, known + time).End); // by any of them
+                    var weights = work.Take(queries.Count, end - first);
+                    Products.Multiply(queries, keys.Range(h * room + first, end - first), weights, work);
+                    for (var t = 0; t < queries.Count; t++)
+                    {
+                        var (mine, last) = Seen(known + from + t, known + time);
+                        weights[t][..(mine - first)].Clear();
+                        weights[t][(last - first)..].Clear();
+                        var seen = weights[t][(mine - first)..(last - first)];
+                        seen.Scale(1 / MathF.Sqrt(size));
+                        seen.Softmax();
+                    }
+                    Products.WeightedSums(weights, values.Range(h * room + first, end - first), mixed.Columns(h * size, size).Range(from, queries.Count));
                 }
             outOf.Apply(mixed, y);
         };

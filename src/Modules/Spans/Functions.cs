@@ -48,18 +48,35 @@ internal static class Functions
         x.Scale(1 / TensorPrimitives.Sum(x));
     }
 
-    /// <summary>log(1 + e^x).</summary>
+    /// <summary>x = σ(x)^{1/root}.</summary>
+    public static void SigmoidRoot(this Span<float> x, double root)
+    {
+        x.Scale(-1);
+        x.Apply<LogOnePlusExp>(); // −log σ
+        x.Scale((float)(-1 / root));
+        x.Apply<Exp>();
+    }
+
+    /// <summary>log(1 + e^x) = max(x, 0) + log(1 + u), u = e^−|x|; the last by the series of 2 artanh(u / (2 + u)), which loses nothing where u is small.</summary>
     public static Vector<float> Softplus(Vector<float> x)
     {
-        var small = Exponential(-Vector.Abs(x));
-        var sum = Vector<float>.One + small;
-        return Vector.Max(x, Vector<float>.Zero) + Vector.Log(sum) - (sum - Vector<float>.One - small) / sum; // the last term: what rounding the sum has lost
+        var u = Exponential(-Vector.Abs(x));
+        var z = u / (new Vector<float>(2) + u); // at most 1/3
+        var square = z * z;
+        var series = new Vector<float>(1 / 13f);
+        series = Vector.MultiplyAddEstimate(series, square, new Vector<float>(1 / 11f));
+        series = Vector.MultiplyAddEstimate(series, square, new Vector<float>(1 / 9f));
+        series = Vector.MultiplyAddEstimate(series, square, new Vector<float>(1 / 7f));
+        series = Vector.MultiplyAddEstimate(series, square, new Vector<float>(1 / 5f));
+        series = Vector.MultiplyAddEstimate(series, square, new Vector<float>(1 / 3f));
+        series = Vector.MultiplyAddEstimate(series, square, Vector<float>.One);
+        return Vector.MultiplyAddEstimate(z + z, series, Vector.Max(x, Vector<float>.Zero));
     }
 
     /// <summary>e^x = 2^n e^r with x = n log 2 + r; e^r by its Taylor series, whose next term is below the rounding. Below e^−87 it stays there.</summary>
     public static Vector<float> Exponential(Vector<float> x)
     {
-        var bounded = Vector.ClampNative(x, new Vector<float>(-87.3f), new Vector<float>(88.8f));
+        var bounded = Vector.MaxNative(new Vector<float>(-87.3f), Vector.MinNative(new Vector<float>(88.8f), x)); // in this order they keep not-a-number
         var n = Vector.Round(bounded * new Vector<float>(1.44269504f));
         var r = Vector.MultiplyAddEstimate(n, new Vector<float>(-1.42860677e-6f), Vector.MultiplyAddEstimate(n, new Vector<float>(-0.693145752f), bounded)); // log 2 in two parts
         var power = new Vector<float>(1 / 720f);
@@ -69,8 +86,7 @@ internal static class Functions
         power = Vector.MultiplyAddEstimate(power, r, new Vector<float>(1 / 2f));
         power = Vector.MultiplyAddEstimate(power, r, Vector<float>.One);
         power = Vector.MultiplyAddEstimate(power, r, Vector<float>.One);
-        power *= Vector.AsVectorSingle(Vector.ShiftLeft(Vector.ConvertToInt32(n) + new Vector<int>(127), 23)); // the exponent's bits
-        return Vector.ConditionalSelect(Vector.Equals(x, x), power, x); // not-a-number stays so
+        return power * Vector.AsVectorSingle(Vector.ShiftLeft(Vector.ConvertToInt32Native(n) + new Vector<int>(127), 23)); // the exponent's bits
     }
 
     /// <summary>e^x.</summary>

@@ -11,7 +11,7 @@ namespace MLSeq;
 /// <remarks>After Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008. A copy of the weights; the network need not live on.</remarks>
 internal sealed unsafe class PackedLinear
 {
-    private const int RowsPerTile = 4, PanelsPerTile = 2;
+    private const int RowsPerTile = Products.RowsPerTile, PanelsPerTile = Products.VectorsPerTile;
 
     private readonly float[] _weights; // [panels, inputs, lanes]; pinned, so that the alignment lasts
     private readonly float* _first; // in _weights, at a cache line's beginning
@@ -83,7 +83,7 @@ internal sealed unsafe class PackedLinear
                 for (var row = 0; row < tiled; row += RowsPerTile)
                 {
                     var target = py + (long)row * y.Stride + column;
-                    Products.Tile<TLanes, TVector>(px + (long)row * x.Stride, x.Stride, Inputs, panel, panel + (long)lanes * Inputs, whole ? target : scratch, whole ? y.Stride : PanelsPerTile * lanes);
+                    Products.Tile<TLanes, TVector>(px + (long)row * x.Stride, x.Stride, Inputs, panel, panel + (long)lanes * Inputs, lanes, whole ? target : scratch, whole ? y.Stride : PanelsPerTile * lanes);
                     for (var i = 0; i < RowsPerTile && !whole; i++) Copy(scratch + i * PanelsPerTile * lanes, target + (long)i * y.Stride, Outputs - column);
                 }
             }

@@ -58,19 +58,71 @@ internal static unsafe class Products
         return dot;
     }
 
-    /// <summary>Four rows of x with two vectors of columns: what a processor's registers hold. Each number that is read is used at least twice.</summary>
+    /// <summary>y = x wᵀ: every row of x with every row of w.</summary>
+    /// <param name="x">[t, d].</param>
+    /// <param name="w">[n, d].</param>
+    /// <param name="y">[t, n].</param>
+    /// <param name="work">For w turned around, which pays from some rows of x on.</param>
+    public static void Multiply(Rows x, Rows w, Rows y, Workspace work)
+    {
+        if (x.Count < RowsPerTile)
+        {
+            for (var t = 0; t < x.Count; t++) Dots(x[t], w, y[t]);
+            return;
+        }
+        using var frame = work.Open();
+        var turned = work.Take(w.Width, w.Count);
+        for (var n = 0; n < w.Count; n++)
+        {
+            var row = w[n];
+            var column = turned.Values[n..];
+            for (var i = 0; i < row.Length; i++) column[i * turned.Stride] = row[i];
+        }
+        WeightedSums(x, turned, y);
+    }
+
+    /// <summary>y = x rows: for every row of x, the rows' weighted sum.</summary>
+    /// <param name="x">[t, n].</param>
+    /// <param name="rows">[n, d].</param>
+    /// <param name="y">[t, d].</param>
+    public static void WeightedSums(Rows x, Rows rows, Rows y)
+    {
+        var column = 0;
+        if (Vector512.IsHardwareAccelerated) column = Tiles<WideLanes, Vector512<float>>(x, rows, y, column);
+        column = Tiles<Lanes, Vector<float>>(x, rows, y, column);
+        for (var t = 0; t < x.Count; t++)
+        {
+            var from = t < x.Count / RowsPerTile * RowsPerTile ? column : 0;
+            if (from < y.Width) WeightedSum(x[t], rows.Columns(from, y.Width - from), y[t][from..]);
+        }
+    }
+
+    // From a column on, as many as whole tiles cover. Returns the first column that is left.
+    private static int Tiles<TLanes, TVector>(Rows x, Rows rows, Rows y, int column) where TLanes : ILanes<TVector> where TVector : struct
+    {
+        fixed (float* px = x.Values, pr = rows.Values, py = y.Values)
+            for (; column + 2 * TLanes.Count <= y.Width; column += 2 * TLanes.Count)
+                for (var t = 0; t + RowsPerTile <= x.Count; t += RowsPerTile)
+                    Tile<TLanes, TVector>(px + (long)t * x.Stride, x.Stride, x.Width, pr + column, pr + column + TLanes.Count, rows.Stride, py + (long)t * y.Stride + column, y.Stride);
+        return column;
+    }
+
+    /// <summary>Rows and vectors of columns in a tile: with them, a processor's registers are full.</summary>
+    public const int RowsPerTile = 4, VectorsPerTile = 2;
+
+    /// <summary>Four rows of x with two vectors of columns. Each number that is read is used at least twice.</summary>
     /// <param name="x">Four rows.</param>
     /// <param name="xStride">From row to row.</param>
     /// <param name="count">Numbers in a row of x.</param>
-    /// <param name="left">One vector for each number of x, end to end.</param>
+    /// <param name="left">One vector for each number of x, <paramref name="stride"/> apart.</param>
     /// <param name="right">Likewise, the columns that follow.</param>
     /// <param name="y">Four rows.</param>
     /// <param name="yStride">From row to row.</param>
-    public static void Tile<TLanes, TVector>(float* x, int xStride, int count, float* left, float* right, float* y, int yStride) where TLanes : ILanes<TVector> where TVector : struct
+    public static void Tile<TLanes, TVector>(float* x, int xStride, int count, float* left, float* right, int stride, float* y, int yStride) where TLanes : ILanes<TVector> where TVector : struct
     {
         TVector a0 = default, a1 = default, b0 = default, b1 = default, c0 = default, c1 = default, d0 = default, d1 = default;
         float* xb = x + xStride, xc = xb + xStride, xd = xc + xStride;
-        for (var i = 0; i < count; i++, left += TLanes.Count, right += TLanes.Count)
+        for (var i = 0; i < count; i++, left += stride, right += stride)
         {
             var (w0, w1) = (TLanes.Load(left), TLanes.Load(right));
             (a0, a1) = (TLanes.MultiplyAdd(w0, x[i], a0), TLanes.MultiplyAdd(w1, x[i], a1));

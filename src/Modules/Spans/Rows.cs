@@ -42,20 +42,22 @@ internal readonly ref struct Rows
     }
 }
 
-/// <summary>Scratch memory for one sequence after another: what is taken lasts until its frame is left. For one thread.</summary>
+/// <summary>Scratch memory for one sequence after another: what is taken does not move, and lasts until its frame is left. For one thread.</summary>
 internal sealed class Workspace
 {
+    private readonly List<float[]> _outgrown = []; // parts of them are still in use
     private float[] _memory = [];
     private int _used;
 
     /// <summary>Numbers of any value.</summary>
     public Span<float> Take(int count)
     {
-        const int line = 16; // every part begins at a cache line of its own, relative to the first
+        const int least = 1 << 14, line = 16; // a cache line's numbers, so that parts do not share one
         var room = (count + line - 1) / line * line;
         if (_memory.Length - _used < room)
         {
-            _memory = Memory(Math.Max(Math.Max(1 << 14, 2 * _memory.Length), _used + room)); // what was taken from the old memory lives on there
+            _outgrown.Add(_memory);
+            _memory = GC.AllocateUninitializedArray<float>(Math.Max(Math.Max(least, 2 * _memory.Length), _used + room), pinned: true);
         }
         _used += room;
         return _memory.AsSpan(_used - room, count);
@@ -78,12 +80,14 @@ internal sealed class Workspace
     /// <summary>Begins a frame; disposing of it frees what was taken since.</summary>
     public Frame Open() => new(this);
 
-    private static float[] Memory(int count) => GC.AllocateUninitializedArray<float>(count, pinned: true);
-
     public readonly ref struct Frame(Workspace workspace)
     {
         private readonly int _used = workspace._used;
 
-        public void Dispose() => workspace._used = _used;
+        public void Dispose()
+        {
+            workspace._used = _used;
+            if (_used == 0) workspace._outgrown.Clear();
+        }
     }
 }

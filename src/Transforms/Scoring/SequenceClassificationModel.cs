@@ -14,8 +14,8 @@ internal sealed class SequenceClassificationModel
     /// <summary>Bound on rows × positions of a batch, so that long sequences do not exhaust memory.</summary>
     private const long BatchElements = 1 << 17;
 
-    /// <summary>Bounds of what is computed over spans, on one core: a network's weights (they are copied), and weights × elements. Beyond, libtorch's several cores are faster.</summary>
-    private const long SpanWeights = 1 << 24, SpanWork = 1 << 28;
+    /// <summary>Bounds of what is computed over spans, on one core: a network's weights (they are copied), elements (attention costs their square), weights × elements. Beyond, libtorch's several cores may be faster.</summary>
+    private const long SpanWeights = 1 << 25, SpanElements = 1 << 11, SpanWork = 1 << 28;
 
     private readonly Lazy<SpanClassifier?> _overSpans;
     private readonly long _weights;
@@ -45,7 +45,7 @@ internal sealed class SequenceClassificationModel
     /// <param name="probabilities">[classes].</param>
     public void Score(SequenceBuffer piece, SequenceState? state, Workspace work, Span<float> probabilities)
     {
-        if (MLSeqRuntime.Operators is OperatorForm.Auto or OperatorForm.Fused && piece.Length(0) * _weights <= SpanWork && _overSpans.Value is { } overSpans)
+        if (FormOverSpans(piece.Length(0)) is { } overSpans)
         {
             overSpans(piece.Row(0), state, work, probabilities);
             return;
@@ -54,6 +54,9 @@ internal sealed class SequenceClassificationModel
         using var _ = inference_mode();
         Network.call(piece.Gather([0], Device), state).softmax(1).cpu().data<float>().CopyTo(probabilities);
     }
+
+    private SpanClassifier? FormOverSpans(long elements)
+        => MLSeqRuntime.Operators is OperatorForm.Auto or OperatorForm.Fused && elements <= SpanElements && elements * _weights <= SpanWork ? _overSpans.Value : null;
 
     /// <summary>Class probabilities of every row of <paramref name="buffer"/>, [rows, classes] row by row, into <paramref name="probabilities"/>.</summary>
     public void Score(SequenceBuffer buffer, Workspace work, Span<float> probabilities)

@@ -149,6 +149,40 @@ public sealed class StreamingTests
         Models.Release(model);
     }
 
+    // Streams on the CPU go over spans; the same through the modules, whose states are the same.
+    [Theory, MemberData(nameof(Backbones))]
+    public void A_stream_goes_on_through_the_modules_and_back(string name)
+    {
+        var ml = Models.Context();
+        var model = Fit(ml, Backbone.Create(name, 16, 2));
+        using var engine = ml.Model.CreateStreamingEngine<Element, Prediction>(model);
+        using var other = ml.Model.CreateStreamingEngine<Element, Prediction>(model);
+        try
+        {
+            for (var i = 0; i < 60; i++)
+            {
+                MLSeqRuntime.Operators = OperatorForm.Auto;
+                var expected = engine.Predict(new Element { Features = Row(1, i) }).Score;
+                if (i is 20 or 40)
+                {
+                    using var file = new MemoryStream();
+                    other.CheckPoint(file);
+                    other.Reset();
+                    file.Position = 0;
+                    other.Restore(file);
+                }
+                if (i is > 20 and < 40) MLSeqRuntime.Operators = OperatorForm.Naive;
+                Same(expected, other.Predict(new Element { Features = Row(1, i) }).Score);
+                Assert.Equal(engine.StateBytes, other.StateBytes);
+            }
+        }
+        finally
+        {
+            MLSeqRuntime.Operators = OperatorForm.Auto;
+        }
+        Models.Release(model);
+    }
+
     [Fact]
     public void Checkpoints_are_files_and_damaged_or_foreign_ones_are_refused()
     {

@@ -5,31 +5,32 @@ namespace MLSeq;
 
 public static partial class NeuralMemory
 {
-    /// <summary>A layer of one head's memory, [inputs, outputs], over spans of memory that does not move.</summary>
+    /// <summary>A layer of the memories of all heads, over spans of memory that does not move: [h, inputs, outputs] each.</summary>
     /// <param name="memory">M.</param>
     /// <param name="momentum">S.</param>
     /// <param name="start">The M that the open chunk began with.</param>
-    /// <param name="inputs">Rows.</param>
-    internal readonly unsafe struct SpanLayer(Span<float> memory, Span<float> momentum, Span<float> start, int inputs)
+    /// <param name="inputs">What the layer is given.</param>
+    /// <param name="outputs">What it gives.</param>
+    internal readonly unsafe struct SpanLayer(Span<float> memory, Span<float> momentum, Span<float> start, int inputs, int outputs)
     {
         private readonly float* _memory = Address(memory), _momentum = Address(momentum), _start = Address(start);
-        private readonly int _count = memory.Length;
 
         public int Inputs => inputs;
 
-        public int Outputs => _count / inputs;
+        public int Outputs => outputs;
 
-        public Span<float> Memory => new(_memory, _count);
+        public Span<float> Memory(int head) => new(_memory + head * inputs * outputs, inputs * outputs);
 
-        public Span<float> Momentum => new(_momentum, _count);
+        public Span<float> Momentum(int head) => new(_momentum + head * inputs * outputs, inputs * outputs);
 
-        public Span<float> Start => new(_start, _count);
+        public Span<float> Start(int head) => new(_start + head * inputs * outputs, inputs * outputs);
 
         private static float* Address(Span<float> span) => (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(span));
     }
 
     /// <summary>One element of one head, over spans, the memory in place.</summary>
     /// <param name="layers">The memory.</param>
+    /// <param name="head">Which head's.</param>
     /// <param name="beginsChunk">Whether the element is the first of a chunk.</param>
     /// <param name="q">The query, [K].</param>
     /// <param name="k">The key, [K].</param>
@@ -39,7 +40,7 @@ public static partial class NeuralMemory
     /// <param name="keep">1 − α.</param>
     /// <param name="output">o, [V].</param>
     /// <param name="work">For what lies between the layers.</param>
-    internal static void Step(ReadOnlySpan<SpanLayer> layers, bool beginsChunk, Span<float> q, Span<float> k, Span<float> v, float rate, float momentum, float keep, Span<float> output, Workspace work)
+    internal static void Step(ReadOnlySpan<SpanLayer> layers, int head, bool beginsChunk, Span<float> q, Span<float> k, Span<float> v, float rate, float momentum, float keep, Span<float> output, Workspace work)
     {
         using var frame = work.Open();
         var (count, widest) = (layers.Length, 0);
@@ -53,10 +54,10 @@ public static partial class NeuralMemory
         k.CopyTo(inputs[0]);
         for (var l = 0; l < count; l++)
         {
-            if (beginsChunk) layers[l].Memory.CopyTo(layers[l].Start);
+            if (beginsChunk) layers[l].Memory(head).CopyTo(layers[l].Start(head));
             var z = sums[l][..layers[l].Outputs];
             var next = inputs[l + 1][..layers[l].Outputs];
-            Products.WeightedSum(inputs[l][..layers[l].Inputs], new Rows(layers[l].Start, layers[l].Inputs, layers[l].Outputs), z);
+            Products.WeightedSum(inputs[l][..layers[l].Inputs], new Rows(layers[l].Start(head), layers[l].Inputs, layers[l].Outputs), z);
             z.CopyTo(next);
             if (l < count - 1) shortenings[l] = Activation(next);
         }
@@ -66,7 +67,7 @@ public static partial class NeuralMemory
         {
             var above = layers[l + 1];
             var error = errors[l][..layers[l].Outputs];
-            Products.Dots(errors[l + 1][..above.Outputs], new Rows(above.Start, above.Inputs, above.Outputs), error);
+            Products.Dots(errors[l + 1][..above.Outputs], new Rows(above.Start(head), above.Inputs, above.Outputs), error);
             var a = inputs[l + 1][..error.Length];
             var gate = sums[l][..error.Length];
             error.AddProduct(a, -TensorPrimitives.Dot<float>(a, error));
@@ -79,14 +80,14 @@ public static partial class NeuralMemory
             var layer = layers[l];
             var a = inputs[l][..layers[l].Inputs];
             a.Scale(-rate);
-            GatedLinearRecurrence.Step(layer.Momentum, a, a, errors[l][..layer.Outputs], [momentum], sums[l][..layer.Outputs]);
-            TensorPrimitives.MultiplyAdd(layer.Memory, keep, layer.Momentum, layer.Memory);
+            GatedLinearRecurrence.Step(layer.Momentum(head), a, a, errors[l][..layer.Outputs], [momentum], sums[l][..layer.Outputs]);
+            TensorPrimitives.MultiplyAdd(layer.Memory(head), keep, layer.Momentum(head), layer.Memory(head));
         }
         q.CopyTo(inputs[0]);
         for (var l = 0; l < count; l++)
         {
             var y = l == count - 1 ? output : inputs[l + 1][..layers[l].Outputs];
-            Products.WeightedSum(inputs[l][..layers[l].Inputs], new Rows(layers[l].Memory, layers[l].Inputs, layers[l].Outputs), y);
+            Products.WeightedSum(inputs[l][..layers[l].Inputs], new Rows(layers[l].Memory(head), layers[l].Inputs, layers[l].Outputs), y);
             if (l < count - 1) Activation(y);
         }
     }
