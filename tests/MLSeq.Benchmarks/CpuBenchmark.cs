@@ -53,17 +53,21 @@ internal static class CpuBenchmark
             OperatorSuite.Clear(inputs);
             return time;
         }
-        var times = new List<(double Fused, double Chunked, double Naive)>();
-        for (var i = -1; i < rounds; i++)
+        static double Median(IEnumerable<double> values) => values.Order().ElementAt(values.Count() / 2);
+        (double Fused, double Other, double Ratio) Compare(OperatorForm other, int rounds)
         {
-            // The naive form takes seconds; a few rounds of it are enough.
-            var time = (Time(OperatorForm.Fused), Time(OperatorForm.Chunked), i < 3 ? Time(OperatorForm.Naive) : double.NaN);
-            if (i >= 0) times.Add(time);
+            var times = new List<(double Fused, double Other)>();
+            for (var i = -1; i < rounds; i++) // the first warms up
+            {
+                var pair = (Time(OperatorForm.Fused), Time(other));
+                if (i >= 0) times.Add(pair);
+            }
+            return (Median(times.Select(pair => pair.Fused)), Median(times.Select(pair => pair.Other)), Median(times.Select(pair => pair.Other / pair.Fused)));
         }
+        var chunked = Compare(OperatorForm.Chunked, rounds);
+        var naive = Compare(OperatorForm.Naive, Math.Min(rounds, 3)); // it takes seconds
         MLSeqRuntime.Operators = OperatorForm.Auto;
-        static double Median(IEnumerable<double> values) => values.Where(double.IsFinite).Order().ToList() is { Count: > 0 } sorted ? sorted[sorted.Count / 2] : double.NaN;
-        return new Result(op.Name, backward ? "fwdbwd" : "fwd", Median(times.Select(time => time.Fused)), Median(times.Select(time => time.Chunked)), Median(times.Select(time => time.Naive)),
-            Median(times.Select(time => time.Chunked / time.Fused)), Median(times.Select(time => time.Naive / time.Fused)));
+        return new Result(op.Name, backward ? "fwdbwd" : "fwd", chunked.Fused, chunked.Other, naive.Other, chunked.Ratio, naive.Ratio);
     }
 
     private sealed record Result(string Operator, string Pass, double Fused, double Chunked, double Naive, double ToChunked, double ToNaive)

@@ -5,6 +5,7 @@
 //     dh_t = e^{Δ_{t+1} A} ∘ dh_{t+1} + dy_t C_tᵀ.
 // What all channels share (dB_t, dC_t) is summed over the lanes only once per block and group of channels.
 #include "abi.h"
+#include "channels.h"
 
 struct ScanParameters
 {
@@ -22,38 +23,23 @@ struct ScanParameters
 namespace {
 
 constexpr i64 Block = 16;
-constexpr i64 GroupVectors = 8; // of a group of channels that is worked off together, so that memory is read in longer pieces
 
-// The channels [first, last) of one batch row.
-struct Group
+// Some channels of one batch row, with their states.
+struct Group : Channels
 {
     const ScanParameters& p;
-    i64 b, first, last, vectors, states;
+    i64 states;
 
-    Group(const ScanParameters& p, i64 b, i64 n, i64 groups) : p(p), b(b), states(p.states)
-    {
-        i64 all = (p.channels + Lanes - 1) / Lanes;
-        first = all * n / groups * Lanes;
-        vectors = all * (n + 1) / groups - all * n / groups;
-        last = first + vectors * Lanes < p.channels ? first + vectors * Lanes : p.channels;
-    }
-
-    static i64 count(const ScanParameters& p)
-    {
-        i64 all = (p.channels + Lanes - 1) / Lanes, groups = (all + GroupVectors - 1) / GroupVectors, wanted = p.batch == 0 ? 1 : (p.threads + p.batch - 1) / p.batch;
-        return groups >= wanted ? groups : wanted < all ? wanted : all;
-    }
-
-    i64 channel(i64 v) const { return first + v * Lanes; }
-    i64 lanes(i64 v) const { return last - channel(v) < Lanes ? last - channel(v) : (i64)Lanes; }
+    Group(const ScanParameters& p, const Channels& channels) : Channels(channels), p(p), states(p.states) {}
 
     // [.., channels, states] of this batch row, or null.
     float* row(float* all) const { return all == nullptr ? nullptr : all + b * p.channels * states; }
 
-    float* start(i64 block) const
+    // The state number n of vector v before a block.
+    float* start(i64 block, i64 v, i64 n) const
     {
         i64 blocks = (p.time + Block - 1) / Block, padded = (p.channels + Lanes - 1) / Lanes * Lanes;
-        return p.starts + (b * blocks + block) * states * padded;
+        return p.starts + ((b * blocks + block) * states + n) * padded + channel(v);
     }
 
     // Between [channels, states] in memory and, per vector of channels, states × lanes here. Null: zeros, or nowhere to go.
@@ -86,7 +72,7 @@ INLINE void sum_lanes(const float* from, i64 count, float* to)
 void forward(const Group& g)
 {
     const ScanParameters& p = g.p;
-    i64 size = g.vectors * g.states * Lanes, padded = (p.channels + Lanes - 1) / Lanes * Lanes;
+    i64 size = g.vectors * g.states * Lanes;
     Scratch scratch(2 * size);
     float *rates = scratch.data, *state = rates + size; // [vectors, states, lanes]
     g.gather(rates, p.A);
@@ -95,7 +81,7 @@ void forward(const Group& g)
     {
         if (p.starts != nullptr && t % Block == 0)
             for (i64 v = 0; v < g.vectors; v++)
-                for (i64 n = 0; n < g.states; n++) store(g.start(t / Block) + n * padded + g.channel(v), load(state + (v * g.states + n) * Lanes));
+                for (i64 n = 0; n < g.states; n++) store(g.start(t / Block, v, n), load(state + (v * g.states + n) * Lanes));
         const float *B = p.B.at(g.b, t, 0), *C = p.C.at(g.b, t, 0);
         for (i64 v = 0; v < g.vectors; v++)
         {
@@ -118,7 +104,7 @@ void forward(const Group& g)
 void backward(const Group& g, float* dB, float* dC, float* dA)
 {
     const ScanParameters& p = g.p;
-    i64 states = g.states, size = states * Lanes, all = g.vectors * size, padded = (p.channels + Lanes - 1) / Lanes * Lanes;
+    i64 states = g.states, size = states * Lanes, all = g.vectors * size;
     Scratch scratch(3 * all + (4 * Block + 1) * size);
     float *rates = scratch.data, *later = rates + all, *dRates = later + all;            // A, e^{Δ_{t+1} A} ∘ dh_{t+1}, dA: [vectors, states, lanes]
     float *decay = dRates + all, *h = decay + Block * size;                               // of a block: [steps, states, lanes]; h begins with the state before it
@@ -134,7 +120,7 @@ void backward(const Group& g, float* dB, float* dC, float* dA)
         {
             i64 channel = g.channel(v), lanes = g.lanes(v);
             const float* a = rates + v * size;
-            for (i64 n = 0; n < states; n++) store(h + n * Lanes, load(g.start(block) + n * padded + channel));
+            for (i64 n = 0; n < states; n++) store(h + n * Lanes, load(g.start(block, v, n)));
             for (i64 s = 0; s < steps; s++)
             {
                 const float* B = p.B.at(g.b, from + s, 0);
@@ -178,19 +164,18 @@ void backward(const Group& g, float* dB, float* dC, float* dA)
 
 EXPORT(scan_forward, ScanParameters)
 {
-    i64 groups = Group::count(p);
-    parallel(p.batch * groups, p.threads, [&](i64 item) { forward(Group(p, item / groups, item % groups, groups)); });
+    for_channels(p.batch, p.channels, p.threads, [&](const Channels& channels) { forward(Group(p, channels)); });
 }
 
 EXPORT(scan_backward, ScanParameters)
 {
-    i64 groups = Group::count(p), maps = (i64)p.time * p.states, rates = (i64)p.channels * p.states;
+    i64 groups = Channels::groups(p.batch, p.channels, p.threads), maps = (i64)p.time * p.states, rates = (i64)p.channels * p.states;
     Scratch scratch(p.batch * groups * 2 * maps + p.batch * rates);
-    float *shared = scratch.data, *dA = shared + p.batch * groups * 2 * maps; // [batch, groups, 2, time, states] and [batch, channels, states]
+    float *shared = scratch.data, *dA = shared + p.batch * groups * 2 * maps; // [batch, groups, dB and dC, time, states] and [batch, channels, states]
     parallel(p.batch * groups, p.threads, [&](i64 item)
     {
         float* dB = shared + item * 2 * maps;
-        backward(Group(p, item / groups, item % groups, groups), dB, dB + maps, dA + item / groups * rates);
+        backward(Group(p, Channels(p.channels, groups, item)), dB, dB + maps, dA + item / groups * rates);
     });
     parallel(p.batch, p.threads, [&](i64 b)
     {

@@ -41,8 +41,8 @@ INLINE void store(float* to, vec x) { *(vec_anywhere*)to = x; }
 INLINE vec splat(float x) { return x - vec{}; }
 INLINE ivec bits(vec x) { return (ivec)x; }
 INLINE vec from_bits(ivec x) { return (vec)x; }
-// Lane by lane, x where the mask is −1, 0 where it is 0.
-INLINE vec where(ivec mask, vec x) { return (vec)(mask & (ivec)x); }
+// Lane by lane, a where the mask is −1, b where it is 0.
+INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
 #else
 
@@ -60,7 +60,7 @@ INLINE void store(float* to, vec x) { for (int i = 0; i < Lanes; i++) to[i] = x.
 INLINE vec splat(float x) LANE_BY_LANE(vec, x)
 INLINE ivec bits(vec x) { ivec y; memcpy(&y, &x, sizeof y); return y; }
 INLINE vec from_bits(ivec x) { vec y; memcpy(&y, &x, sizeof y); return y; }
-INLINE vec where(ivec mask, vec x) LANE_BY_LANE(vec, mask.lane[i] ? x.lane[i] : 0.0f)
+INLINE vec where(ivec mask, vec a, vec b) LANE_BY_LANE(vec, mask.lane[i] ? a.lane[i] : b.lane[i])
 #define OPERATOR(op) \
     INLINE vec operator op(vec a, vec b) LANE_BY_LANE(vec, a.lane[i] op b.lane[i]) \
     INLINE vec operator op(vec a, float b) LANE_BY_LANE(vec, a.lane[i] op b) \
@@ -72,7 +72,6 @@ INLINE ivec operator>(vec a, vec b) LANE_BY_LANE(ivec, a.lane[i] > b.lane[i] ? -
 INLINE ivec operator<=(vec a, vec b) LANE_BY_LANE(ivec, a.lane[i] <= b.lane[i] ? -1 : 0)
 INLINE ivec operator+(ivec a, ivec b) LANE_BY_LANE(ivec, a.lane[i] + b.lane[i])
 INLINE ivec operator<<(ivec a, int n) LANE_BY_LANE(ivec, (i32)((uint32_t)a.lane[i] << n))
-INLINE ivec operator~(ivec a) LANE_BY_LANE(ivec, ~a.lane[i])
 
 #endif
 
@@ -108,7 +107,15 @@ INLINE vec exponential(vec x)
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts, the first with few digits
     vec p = ((((r * 1.38143206e-3f) + 8.36885069e-3f) * r + 4.16684002e-2f) * r + 1.66665196e-1f) * r + 4.99999940e-1f;
     vec y = r * r * p + r + 1.0f;
-    return where(~(x <= lowest), from_bits(bits(y) + (bits(shifted) << 23))); // a NaN stays one
+    return where(x <= lowest, splat(0), from_bits(bits(y) + (bits(shifted) << 23))); // a NaN stays one
+}
+
+// 1 / (1 + e^−x)
+INLINE vec sigmoid(vec x)
+{
+    const vec most = splat(88);
+    vec minus = splat(0) - x;
+    return 1.0f / (1.0f + exponential(where(minus > most, most, minus)));
 }
 
 }

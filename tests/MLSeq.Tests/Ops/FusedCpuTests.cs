@@ -13,7 +13,7 @@ public sealed class FusedCpuTests
 
     private static readonly (int Time, int Heads, int Keys, int Values)[] Sizes = [(1, 1, 1, 1), (2, 3, 8, 12), (37, 2, 16, 16), (63, 1, 64, 64), (100, 3, 33, 70), (129, 1, 96, 20), (500, 2, 8, 12)];
 
-    public static TheoryData<string> Recurrences() => ["none", "constant", "scalar", "vector", "delta", "gated delta", "scan"];
+    public static TheoryData<string> Recurrences() => ["none", "constant", "scalar", "vector", "delta", "gated delta", "scan", "convolution"];
 
     public static TheoryData<string> Sets() => [.. CpuKernels.Supported];
 
@@ -23,6 +23,7 @@ public sealed class FusedCpuTests
         static (Tensor, Tensor) Both(Tensor[] outputs) => (outputs[0], outputs[1]);
         return op switch
         {
+            "convolution" => (x => (FusedCpuConvolution.Run(x["x"], x["w"], x.GetValueOrDefault("h0")), x["w"]), x => (CausalConvolution.Naive(x["x"], x["w"], x.GetValueOrDefault("h0")).Output, x["w"])),
             "scan" => (x => Both(FusedCpuSelectiveScan.Run(x["x"], x["delta"], x["A"], x["B"], x["C"], x.GetValueOrDefault("h0"), true)),
                 x => SelectiveScan.Naive(x["x"], x["delta"], x["A"], x["B"], x["C"], x.GetValueOrDefault("h0"))),
             "delta" or "gated delta" => (x => Both(FusedCpuDeltaRecurrence.Run(x["q"], x["k"], x["v"], x["beta"], x.GetValueOrDefault("g"), x.GetValueOrDefault("h0"), true)),
@@ -37,6 +38,13 @@ public sealed class FusedCpuTests
         manual_seed(time + keys);
         const int batch = 2;
         var inputs = new Dictionary<string, Tensor>();
+        if (op == "convolution")
+        {
+            inputs["x"] = randn(batch, time, values);
+            inputs["w"] = randn(Math.Clamp(keys, 2, 5), values);
+            if (initial) inputs["h0"] = randn(batch, inputs["w"].shape[0] - 1, values);
+            return inputs;
+        }
         if (op == "scan")
         {
             inputs["x"] = randn(batch, time, values);
@@ -188,7 +196,7 @@ public sealed class FusedCpuTests
         Assert.True(CpuKernels.CanRunOn(zeros(1), null));
         Assert.False(CpuKernels.CanRunOn(zeros(1), zeros(1, dtype: float64)));
         Assert.False(CpuKernels.CanRunOn(zeros(1, dtype: bfloat16)));
-        Assert.Contains(CpuKernels.InstructionSet, MLSeqRuntime.Diagnose().ToString());
+        Assert.Contains($"CPU: {CpuKernels.InstructionSet}", MLSeqRuntime.Diagnose().Kernels);
     }
 
     [Fact, NoTensorLeaks]

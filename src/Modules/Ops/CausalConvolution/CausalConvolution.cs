@@ -1,3 +1,4 @@
+using MLSeq.Native;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -15,10 +16,11 @@ internal static class CausalConvolution
     public static (Tensor Output, Tensor Past) Run(Tensor x, Tensor weight, Tensor? past = null)
     {
         Check(x, weight, past);
-        return OperatorChoice.For(x.shape[1], hasFused: FusedCudaConvolution.Serves(x, weight)) switch
+        var onCuda = FusedCudaConvolution.Serves(x, weight);
+        return OperatorChoice.For(x.shape[1], hasFused: onCuda || CpuKernels.CanRunOn(x, weight, past)) switch
         {
             OperatorForm.Naive => Naive(x, weight, past),
-            OperatorForm.Fused => Fused(x, weight, past),
+            OperatorForm.Fused => (onCuda ? FusedCudaConvolution.Run(x, weight, past) : FusedCpuConvolution.Run(x, weight, past), Next(x, weight, past)),
             _ => Shifted(x, weight, past),
         };
     }
@@ -44,8 +46,7 @@ internal static class CausalConvolution
         return (nn.functional.silu(ShiftedProducts.Run(all, weight)[0]), Last(all, weight));
     }
 
-    private static (Tensor Output, Tensor Past) Fused(Tensor x, Tensor weight, Tensor? past)
-        => (FusedCudaConvolution.Run(x, weight, past), Last(x.shape[1] < weight.shape[0] - 1 ? WithPast(x, weight, past) : x, weight));
+    private static Tensor Next(Tensor x, Tensor weight, Tensor? past) => Last(x.shape[1] < weight.shape[0] - 1 ? WithPast(x, weight, past) : x, weight);
 
     private static Tensor WithPast(Tensor x, Tensor weight, Tensor? past) => past is null ? nn.functional.pad(x, [0, 0, weight.shape[0] - 1, 0]) : cat([past, x], 1);
 

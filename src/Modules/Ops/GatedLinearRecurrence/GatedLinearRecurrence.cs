@@ -83,9 +83,9 @@ public static partial class GatedLinearRecurrence
 
     /// <summary>The kernel that serves such tensors; null when there is none.</summary>
     private static Func<Tensor, Tensor, Tensor, Tensor?, Tensor?, (Tensor Output, Tensor FinalState)>? Fused(Tensor q, Tensor k, Tensor v, Tensor? logDecay, Tensor? initialState)
-        => CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? (q, k, v, g, s) => Both(FusedCpuLinearRecurrence.Run(q, k, v, g, s))
-            : FusedCudaLinearRecurrence.Serves(q, k, v, logDecay) ? FusedCudaLinearRecurrence.Run
+        => FusedCudaLinearRecurrence.Serves(q, k, v, logDecay) ? FusedCudaLinearRecurrence.Run
             : FusedCudaVectorRecurrence.Serves(q, k, v, logDecay) ? (q, k, v, g, s) => Both(FusedCudaVectorRecurrence.Run(q, k, v, g, s))
+            : CpuKernels.CanRunOn(q, k, v, logDecay, initialState) ? (q, k, v, g, s) => Both(FusedCpuLinearRecurrence.Run(q, k, v, g, s))
             : null;
 
     private static (Tensor Output, Tensor FinalState) Both(Tensor[] outputs) => (outputs[0], outputs[1]);

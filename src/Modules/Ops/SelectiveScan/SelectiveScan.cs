@@ -25,11 +25,11 @@ public static partial class SelectiveScan
     {
         Check(x, delta, a, inputMap, outputMap, initialState);
         if (padding is not null) delta = padding.Fill(delta, 0);
-        var onCpu = CpuKernels.CanRunOn(x, delta, a, inputMap, outputMap, initialState);
-        return OperatorChoice.For(x.shape[1], hasFused: onCpu || FusedCudaSelectiveScan.Serves(x, a)) switch
+        var onCuda = FusedCudaSelectiveScan.Serves(x, a);
+        return OperatorChoice.For(x.shape[1], hasFused: onCuda || CpuKernels.CanRunOn(x, delta, a, inputMap, outputMap, initialState)) switch
         {
             OperatorForm.Naive => Naive(x, delta, a, inputMap, outputMap, initialState),
-            OperatorForm.Fused => onCpu ? FusedCpuSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState) : FusedCudaSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState),
+            OperatorForm.Fused => onCuda ? FusedCudaSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState) : FusedCpuSelectiveScan.Run(x, delta, a, inputMap, outputMap, initialState),
             _ => Chunked(x, delta, a, inputMap, outputMap, initialState),
         };
     }
