@@ -30,7 +30,7 @@ internal sealed class AdditiveNet : TokenMixer
     {
         var width = x.shape[2];
         var parts = convolution.call(project.call(x), state).Parts(width, width, width); // q, k, v
-        var (q, k, v) = (DeltaNet.UnitLength(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), DeltaNet.UnitLength(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
+        var (q, k, v) = (UnitHeads.Normalize(parts[0].SplitHeads(_heads)) / Math.Sqrt(width / _heads), UnitHeads.Normalize(parts[1].SplitHeads(_heads)), parts[2].SplitHeads(_heads));
         var beta = strength.call(x).sigmoid().unsqueeze(-1); // [batch, time, h, 1]
         var (read, memory) = GatedLinearRecurrence.Run(q, k * beta, v, initialState: state?["memory"]);
         state?.Set("memory", memory);

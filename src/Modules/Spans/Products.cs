@@ -114,8 +114,9 @@ internal static unsafe class Products
     /// <param name="x">Four rows.</param>
     /// <param name="xStride">From row to row.</param>
     /// <param name="count">Numbers in a row of x.</param>
-    /// <param name="left">One vector for each number of x, <paramref name="stride"/> apart.</param>
+    /// <param name="left">One vector for each number of x.</param>
     /// <param name="right">Likewise, the columns that follow.</param>
+    /// <param name="stride">From vector to vector.</param>
     /// <param name="y">Four rows.</param>
     /// <param name="yStride">From row to row.</param>
     public static void Tile<TLanes, TVector>(float* x, int xStride, int count, float* left, float* right, int stride, float* y, int yStride) where TLanes : ILanes<TVector> where TVector : struct
