@@ -1,9 +1,9 @@
 // (f) "When is Mamba needed? For classifying images a gated CNN without the state-space model is as good or better; for segmenting them, which is longer and denser work, models with one, or with
 // attention, still win." (Yu and Wang 2024.) One hierarchical network, with nothing, an SSM, attention or a delta rule in its last two stages, everything else alike; trained to classify and to segment.
 using System.Diagnostics;
-using MLSeq.Examples.Charts;
 using Microsoft.ML;
 using Microsoft.ML.Data;
+using MLSeq.Examples.Charts;
 using ScottPlot;
 using TorchSharp;
 using TorchSharp.Modules;

@@ -51,7 +51,12 @@ internal sealed class NormalizedFeatures : OperatorFunction<NormalizedFeatures>
         var (dq, dk, dv, dx, g, dw) = (Rows(gradients[0]), Rows(gradients[1]), Rows(gradients[2]), empty(x.shape, x.dtype, x.device), Sums(x), Weights(x));
         var parameters = Common(x, z, w, (bool)context.get_data(Key)) with
         {
-            Q = new CudaHeads(dq), K = new CudaHeads(dk), V = new CudaHeads(dv), G = CudaKernel.Address(g), Dw = CudaKernel.Address(dw), Dx = CudaKernel.Address(dx),
+            Q = new CudaHeads(dq),
+            K = new CudaHeads(dk),
+            V = new CudaHeads(dv),
+            G = CudaKernel.Address(g),
+            Dw = CudaKernel.Address(dw),
+            Dx = CudaKernel.Address(dx),
         };
         Launch("normalizer_gradient_sums", x, parameters);
         Scan(g, reverse: true, x);

@@ -42,7 +42,11 @@ internal sealed class SkipNorm : OperatorFunction<SkipNorm>
         var (dO, du, dGate, sums) = (empty_like(o), empty_like(o), empty(dy.shape, o.dtype, o.device), empty([blocks, 2, weight.numel()], float32, o.device));
         var parameters = Common(o, u, skip, gate, weight) with
         {
-            Dy = CudaKernel.Address(dy), DO = CudaKernel.Address(dO), Du = CudaKernel.Address(du), DGate = CudaKernel.Address(dGate), Sums = CudaKernel.Address(sums),
+            Dy = CudaKernel.Address(dy),
+            DO = CudaKernel.Address(dO),
+            Du = CudaKernel.Address(du),
+            DGate = CudaKernel.Address(dGate),
+            Sums = CudaKernel.Address(sums),
         };
         kernels.Get("skip_norm_backward").Launch(in parameters, (blocks, 1, 1), RowKernels.Threads, kernels.SharedBytes);
         var columns = kernels.Sum(sums, weight.dtype);
