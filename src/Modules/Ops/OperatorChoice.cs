@@ -21,6 +21,9 @@ internal static class OperatorChoice
             _ => time <= NaiveUpTo ? OperatorForm.Naive : OperatorForm.Chunked,
         };
 
+    /// <summary>Whether networks may run in their forms over spans, where they have one.</summary>
+    public static bool AllowsSpans => MLSeqRuntime.Operators is OperatorForm.Auto or OperatorForm.Fused;
+
     /// <summary>What a user should know about the form in which operators run on a device; null: nothing.</summary>
     public static string? Remark(DeviceType type, int index)
     {

@@ -12,6 +12,7 @@ internal static unsafe class Products
     /// <param name="y">As many numbers as a row has.</param>
     public static void WeightedSum(ReadOnlySpan<float> x, Rows rows, Span<float> y)
     {
+        Check(x.Length == rows.Count && y.Length == rows.Width, rows);
         fixed (float* px = x, pr = rows.Values, py = y)
         {
             var column = 0;
@@ -44,6 +45,7 @@ internal static unsafe class Products
     /// <param name="y">One number per row.</param>
     public static void Dots(ReadOnlySpan<float> x, Rows rows, Span<float> y)
     {
+        Check(x.Length == rows.Width && y.Length == rows.Count, rows);
         fixed (float* px = x, pr = rows.Values, py = y)
             for (var row = 0; row < rows.Count; row++) py[row] = Dot(px, pr + (long)row * rows.Stride, x.Length);
     }
@@ -87,6 +89,7 @@ internal static unsafe class Products
     /// <param name="y">[t, d].</param>
     public static void WeightedSums(Rows x, Rows rows, Rows y)
     {
+        Check(x.Width == rows.Count && y.Width == rows.Width && x.Count == y.Count, rows);
         var column = 0;
         if (Vector512.IsHardwareAccelerated) column = Tiles<WideLanes, Vector512<float>>(x, rows, y, column);
         column = Tiles<Lanes, Vector<float>>(x, rows, y, column);
@@ -95,6 +98,11 @@ internal static unsafe class Products
             var from = t < x.Count / RowsPerTile * RowsPerTile ? column : 0;
             if (from < y.Width) WeightedSum(x[t], rows.Columns(from, y.Width - from), y[t][from..]);
         }
+    }
+
+    private static void Check(bool fits, Rows rows)
+    {
+        if (!fits) throw new ArgumentException($"What is multiplied does not fit [{rows.Count}, {rows.Width}].");
     }
 
     // From a column on, as many as whole tiles cover. Returns the first column that is left.

@@ -56,7 +56,7 @@ internal sealed class SequenceClassificationModel
     }
 
     private SpanClassifier? FormOverSpans(long elements)
-        => MLSeqRuntime.Operators is OperatorForm.Auto or OperatorForm.Fused && elements <= SpanElements && elements * _weights <= SpanWork ? _overSpans.Value : null;
+        => OperatorChoice.AllowsSpans && elements <= SpanElements && elements * _weights <= SpanWork ? _overSpans.Value : null;
 
     /// <summary>Class probabilities of every row of <paramref name="buffer"/>, [rows, classes] row by row, into <paramref name="probabilities"/>.</summary>
     public void Score(SequenceBuffer buffer, Workspace work, Span<float> probabilities)

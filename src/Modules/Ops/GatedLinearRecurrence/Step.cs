@@ -15,7 +15,7 @@ public static unsafe partial class GatedLinearRecurrence
     internal static void Step(Span<float> state, ReadOnlySpan<float> q, ReadOnlySpan<float> k, ReadOnlySpan<float> v, ReadOnlySpan<float> decay, Span<float> output)
     {
         var (keys, values, perKey) = (k.Length, v.Length, decay.Length == 1 ? 0 : 1);
-        if (state.Length != keys * values || q.Length != keys || output.Length != values) throw new ArgumentException($"S has {state.Length} numbers; expected {keys} × {values}.", nameof(state));
+        if (state.Length != keys * values || q.Length != keys || output.Length != values || decay.Length != 1 && decay.Length != keys) throw new ArgumentException($"S has {state.Length} numbers; expected {keys} × {values}.", nameof(state));
         fixed (float* ps = state, pq = q, pk = k, pv = v, pd = decay, po = output)
         {
             var column = 0;

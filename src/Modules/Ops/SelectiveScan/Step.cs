@@ -15,7 +15,7 @@ public static unsafe partial class SelectiveScan
     internal static void Step(Span<float> state, ReadOnlySpan<float> x, ReadOnlySpan<float> delta, ReadOnlySpan<float> a, ReadOnlySpan<float> inputMap, ReadOnlySpan<float> outputMap, Span<float> output)
     {
         var (channels, states, lanes) = (x.Length, inputMap.Length, Vector<float>.Count);
-        if (state.Length != channels * states || a.Length != state.Length) throw new ArgumentException($"h has {state.Length} numbers, A has {a.Length}; expected {channels} × {states}.", nameof(state));
+        if (state.Length != channels * states || a.Length != state.Length || outputMap.Length != states) throw new ArgumentException($"h has {state.Length} numbers, A has {a.Length}; expected {channels} × {states}.", nameof(state));
         fixed (float* ps = state, pa = a, pb = inputMap, pc = outputMap)
         {
             float* h = ps, rate = pa;
