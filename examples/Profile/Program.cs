@@ -12,11 +12,11 @@ var command = new CommandLine(args, """
            milliseconds of forward, backward and optimizer of one training step (byte classifier) at one length, and of the whole step at several lengths
     """);
 MLSeqRuntime.EnsureLoaded();
-MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
+MLSeqRuntime.Operators = command.Form();
 var quick = command.Has("--quick");
-var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
+var device = command.Device();
 var onGpu = device.type == DeviceType.CUDA;
-var precision = command.Get("--precision", onGpu ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
+var precision = command.Precision(device);
 int width = (int)command.Get("--width", quick ? 32 : onGpu ? 512 : 64), depth = (int)command.Get("--depth", quick ? 1 : onGpu ? 4 : 2);
 int batch = (int)command.Get("--batch", quick ? 2 : onGpu ? 64 : 8), time = (int)command.Get("--time", quick ? 32 : onGpu ? 1024 : 256), steps = (int)command.Get("--steps", quick ? 2 : onGpu ? 10 : 5);
 int[] lengths = [.. command.Get("--lengths", quick ? "16,32" : onGpu ? "256,512,1024,2048,4096,8192" : "64,128,256,512,1024").Split(',').Select(int.Parse)];

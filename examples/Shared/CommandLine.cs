@@ -1,4 +1,5 @@
 using System.Globalization;
+using TorchSharp;
 
 namespace MLSeq.Examples;
 
@@ -40,6 +41,16 @@ public sealed class CommandLine
         if (!double.TryParse(text, CultureInfo.InvariantCulture, out var number)) Stop($"{name} is '{text}'; expected a number");
         return number;
     }
+
+    /// <summary>The device named by <c>--device</c>: cpu or cuda; by default the GPU where there is one.</summary>
+    public torch.Device Device() => Get("--device", torch.cuda.is_available() ? "cuda" : "cpu") == "cuda" ? torch.CUDA : torch.CPU;
+
+    /// <summary>The element type named by <c>--precision</c>: float32 or bfloat16; by default bfloat16 on a GPU.</summary>
+    public torch.ScalarType Precision(torch.Device device)
+        => Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? torch.bfloat16 : torch.float32;
+
+    /// <summary>The operators' form named by <c>--form</c>.</summary>
+    public OperatorForm Form() => Enum.Parse<OperatorForm>(Get("--form", "auto"), ignoreCase: true);
 
     /// <summary>The backbone named by <c>--backbone</c>.</summary>
     public Backbone Backbone(string otherwise, int width, int depth = 0, bool bidirectional = true)

@@ -74,9 +74,9 @@ internal static class GridBenchmark
     public static void Run(CommandLine command)
     {
         MLSeqRuntime.EnsureLoaded();
-        MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
+        MLSeqRuntime.Operators = command.Form();
         var quick = command.Has("--quick");
-        var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
+        var device = command.Device();
         var repeats = (int)command.Get("--repeats", quick ? 3 : 1000);
         var wanted = command.Get("--operators", "");
         var types = device.type == DeviceType.CUDA ? new[] { bfloat16, float16, float32 } : [float32];

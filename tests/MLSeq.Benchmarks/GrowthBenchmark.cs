@@ -17,9 +17,9 @@ internal static class GrowthBenchmark
     {
         MLSeqRuntime.EnsureLoaded();
         var quick = command.Has("--quick");
-        var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
-        var type = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
-        MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
+        var device = command.Device();
+        var type = command.Precision(device);
+        MLSeqRuntime.Operators = command.Form();
         var (heads, size) = device.type == DeviceType.CUDA ? (16, 64) : (2, 32);
         int[] lengths = quick ? [256, 512, 1024] : [1024, 4096, 16384, 32768, 65536, 131072];
         var wanted = command.Get("--operators", "");

@@ -17,9 +17,9 @@ internal static class OperatorBenchmark
     {
         MLSeqRuntime.EnsureLoaded();
         var quick = command.Has("--quick");
-        var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
-        var type = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
-        MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
+        var device = command.Device();
+        var type = command.Precision(device);
+        MLSeqRuntime.Operators = command.Form();
         var wanted = command.Get("--operators", "");
         var repeats = (int)command.Get("--repeats", quick ? 2 : 20);
         var comparable = !quick && device.type == DeviceType.CUDA; // the table's times are a GPU's at full size

@@ -21,11 +21,11 @@ internal static class StepBenchmark
     public static void Run(CommandLine command)
     {
         MLSeqRuntime.EnsureLoaded();
-        MLSeqRuntime.Operators = Enum.Parse<OperatorForm>(command.Get("--form", "auto"), ignoreCase: true);
+        MLSeqRuntime.Operators = command.Form();
         var table = new StringBuilder("| backbone | ms per step | fastest | PyTorch | ratio | error of the logits |\n|---|---|---|---|---|---|\n");
         var quick = command.Has("--quick");
-        var device = command.Get("--device", cuda.is_available() ? "cuda" : "cpu") == "cuda" ? CUDA : CPU;
-        var precision = command.Get("--precision", device.type == DeviceType.CUDA ? "bfloat16" : "float32") == "bfloat16" ? bfloat16 : float32;
+        var device = command.Device();
+        var precision = command.Precision(device);
         int batch = (int)command.Get("--batch", quick ? 2 : 64), time = (int)command.Get("--time", quick ? 64 : 1024), width = quick ? 64 : 512;
         foreach (var name in command.Get("--backbones", string.Join(',', Backbone.Names)).Split(','))
         {

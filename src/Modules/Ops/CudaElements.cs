@@ -36,7 +36,7 @@ internal static class CudaElements
     public static int Blocks(long threads, int perBlock) => (int)((threads + perBlock - 1) / perBlock);
 
     /// <summary>The tensor, or a copy of it, with features without gaps and all rows of them at multiples of 16 bytes, if <paramref name="aligned"/>.</summary>
-    public static Tensor Rows(Tensor x, bool aligned)
+    public static Tensor Rows(Tensor x, bool aligned = false)
     {
         bool Fits(long elements) => !aligned || elements * x.ElementSize % PackBytes == 0;
         if (x.stride(-1) != 1 && x.shape[^1] > 1) return x.contiguous();

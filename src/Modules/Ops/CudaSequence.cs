@@ -12,14 +12,11 @@ internal readonly struct CudaSequence
     private readonly nint _address;
     private readonly long _batch, _time;
 
-    /// <param name="x">From <see cref="Of"/>; null: there is none.</param>
+    /// <param name="x">From <see cref="CudaElements.Rows"/>; null: there is none.</param>
     public CudaSequence(Tensor? x)
     {
         if (x is not null) (_address, _batch, _time) = (CudaKernel.Address(x), x.stride(0), x.stride(1));
     }
-
-    /// <summary>The tensor, or a copy of it, with the features of a position side by side.</summary>
-    public static Tensor Of(Tensor x) => x.shape[^1] == 1 || x.stride((int)x.dim() - 1) == 1 ? x : x.contiguous();
 
     /// <summary>The most bytes (a power of two, up to 16) at whose multiples all rows of all these tensors begin and end.</summary>
     public static int Alignment(params ReadOnlySpan<Tensor?> all)

@@ -95,7 +95,7 @@ public sealed class FusedLinearRecurrenceTests
         var expected = OperatorCheck.Evaluate(Parts((q, k, v, g) => GatedLinearRecurrence.Naive(q, k, v, g)), inputs.ToDictionary(pair => pair.Key, pair => pair.Value.to(float64)), dOutput.to(float64));
         OperatorCheck.Close(expected, OperatorCheck.Evaluate(Parts((q, k, v, g) => GatedLinearRecurrence.Run(q, k, v, g)), inputs, dOutput), 1e-2);
         var shared = inputs["projected"].narrow(-1, 0, 16).unsqueeze(2).expand(-1, -1, H, -1);
-        Assert.Same(shared, CudaHeads.Rows(shared));
+        Assert.Same(shared, CudaElements.Rows(shared, aligned: true));
     }
 
     [EmulatedCudaTheory]

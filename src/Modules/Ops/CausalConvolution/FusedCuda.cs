@@ -24,7 +24,7 @@ internal sealed class FusedCudaConvolution : OperatorFunction<FusedCudaConvoluti
 
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
-        var (x, weight, past) = (CudaSequence.Of((Tensor)inputs[0]!), ((Tensor)inputs[1]!).contiguous(), inputs[2] is Tensor given ? CudaSequence.Of(given) : null);
+        var (x, weight, past) = (CudaElements.Rows((Tensor)inputs[0]!), ((Tensor)inputs[1]!).contiguous(), inputs[2] is Tensor given ? CudaElements.Rows(given) : null);
         var y = empty(x.shape, x.dtype, x.device);
         Launch("forward", ForwardWalk, new Convolution(x, weight, past) { Y = CudaKernel.Address(y), Strips = CudaElements.Blocks(x.shape[1], ForwardWalk.Strip) }, weight, CudaSequence.Alignment(x, weight, past));
         return ([y], [x, weight, past]);
@@ -32,7 +32,7 @@ internal sealed class FusedCudaConvolution : OperatorFunction<FusedCudaConvoluti
 
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
-        var (x, weight, past, dy) = (saved[0]!, saved[1]!, saved[2], CudaSequence.Of(gradients[0]!));
+        var (x, weight, past, dy) = (saved[0]!, saved[1]!, saved[2], CudaElements.Rows(gradients[0]!));
         var strips = CudaElements.Blocks(x.shape[1], GradientWalk.Strip - (int)weight.shape[0] + 1); // a strip's last elements are its neighbour's
         var (dx, dPast, dWeight) = (empty(x.shape, x.dtype, x.device), past is null ? null : empty(past.shape, x.dtype, x.device), empty([x.shape[0] * strips, .. weight.shape], float32, x.device));
         Launch("backward", GradientWalk, new Convolution(x, weight, past)

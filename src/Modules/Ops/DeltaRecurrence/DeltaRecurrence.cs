@@ -37,7 +37,7 @@ public static partial class DeltaRecurrence
         return OperatorChoice.For(q.shape[1], hasFused: plan is not null || CpuKernels.CanRunOn(q, k, v, beta, logDecay, initialState)) switch
         {
             OperatorForm.Naive => Naive(q, k, v, beta, logDecay, initialState),
-            OperatorForm.Fused => plan is null ? FusedCpu(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, plan),
+            OperatorForm.Fused => plan is null ? FusedCpuDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState) : FusedCudaDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, plan),
             _ => Chunked(q, k, v, beta, logDecay, initialState),
         };
     }
@@ -75,12 +75,6 @@ public static partial class DeltaRecurrence
     {
         Check(q, k, v, beta, logDecay, initialState);
         var outputs = ChunkedDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, Math.Min(chunk, q.shape[1]));
-        return (outputs[0], outputs[1]);
-    }
-
-    private static (Tensor Output, Tensor FinalState) FusedCpu(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState)
-    {
-        var outputs = FusedCpuDeltaRecurrence.Run(q, k, v, beta, logDecay, initialState, FusedCpuDeltaRecurrence.HasGradient(q, k, v, beta, logDecay, initialState));
         return (outputs[0], outputs[1]);
     }
 

@@ -27,6 +27,13 @@ internal sealed class FusedCpuDeltaRecurrence : OperatorFunction<FusedCpuDeltaRe
         }
     }
 
+    /// <summary>As <see cref="DeltaRecurrence.Run"/>.</summary>
+    public static (Tensor Output, Tensor FinalState) Run(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor? logDecay, Tensor? initialState)
+    {
+        var outputs = OperatorFunction<FusedCpuDeltaRecurrence>.Run(q, k, v, beta, logDecay, initialState, HasGradient(q, k, v, beta, logDecay, initialState));
+        return (outputs[0], outputs[1]);
+    }
+
     // Inputs: q, k, v, β, logDecay?, initialState?, whether a gradient will be asked for.
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {

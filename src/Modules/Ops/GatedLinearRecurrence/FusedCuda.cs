@@ -30,7 +30,7 @@ internal sealed class FusedCudaLinearRecurrence : OperatorFunction<FusedCudaLine
     // Inputs: q, k, v, logDecay?, initialState?, whether the gate's gradient will be asked for.
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
-        var (q, k, v, logDecay, initial) = (CudaHeads.Rows((Tensor)inputs[0]!), CudaHeads.Rows((Tensor)inputs[1]!), CudaHeads.Rows((Tensor)inputs[2]!), (Tensor?)inputs[3], (Tensor?)inputs[4]);
+        var (q, k, v, logDecay, initial) = (CudaElements.Rows((Tensor)inputs[0]!, aligned: true), CudaElements.Rows((Tensor)inputs[1]!, aligned: true), CudaElements.Rows((Tensor)inputs[2]!, aligned: true), (Tensor?)inputs[3], (Tensor?)inputs[4]);
         var plan = LinearPlan.For(q, q.shape[3], v.shape[3])!;
         var final = empty([q.shape[0], q.shape[2], q.shape[3], v.shape[3]], float32, q.device);
         var pass = new LinearPass { Plan = plan, SegmentChunks = plan.SegmentChunks(v), Operands = (q, k, v), LogDecay = logDecay, Start = initial, End = final };
@@ -41,7 +41,7 @@ internal sealed class FusedCudaLinearRecurrence : OperatorFunction<FusedCudaLine
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
         var (q, k, v, logDecay, initial, starts) = (saved[0]!, saved[1]!, saved[2]!, saved[3], saved[4], saved[5]);
-        var (dOutput, dFinal) = (CudaHeads.Rows(gradients[0] ?? zeros_like(v)), gradients[1]);
+        var (dOutput, dFinal) = (CudaElements.Rows(gradients[0] ?? zeros_like(v), aligned: true), gradients[1]);
         var (plan, transposed) = (LinearPlan.For(q, q.shape[3], v.shape[3])!, LinearPlan.For(q, v.shape[3], q.shape[3])!); // dq and dk go with the transposed state
         var segment = plan.SegmentChunks(v);
         var dInitial = initial is null ? null : empty(initial.shape, float32, q.device);

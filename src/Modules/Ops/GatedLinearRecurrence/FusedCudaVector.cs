@@ -26,7 +26,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     {
         var (logDecay, initial) = ((Tensor)inputs[3]!, (Tensor?)inputs[4]);
         context.save_data("types", (logDecay.dtype, initial?.dtype));
-        var (q, k, v, g) = (CudaHeads.Rows((Tensor)inputs[0]!), CudaHeads.Rows((Tensor)inputs[1]!), CudaHeads.Rows((Tensor)inputs[2]!), CudaHeads.Rows(logDecay.to(float32)));
+        var (q, k, v, g) = (CudaElements.Rows((Tensor)inputs[0]!, aligned: true), CudaElements.Rows((Tensor)inputs[1]!, aligned: true), CudaElements.Rows((Tensor)inputs[2]!, aligned: true), CudaElements.Rows(logDecay.to(float32), aligned: true));
         var kernels = new Kernels(q, v);
         var (states, last) = kernels.States(k, v, g, initial?.to(float32).contiguous(), kernels.Chunks + 1, backwards: false);
         return ([kernels.Output(q, k, v, g, states), last], [q, k, v, g, states]);
@@ -36,7 +36,7 @@ internal sealed class FusedCudaVectorRecurrence : OperatorFunction<FusedCudaVect
     {
         var (q, k, v, g, states) = (saved[0]!, saved[1]!, saved[2]!, saved[3]!, saved[4]!);
         var (decayType, initialType) = ((ScalarType, ScalarType?))context.get_data("types");
-        var dOutput = gradients[0] is { } given ? CudaHeads.Rows(given) : zeros(v.shape, v.dtype, v.device);
+        var dOutput = gradients[0] is { } given ? CudaElements.Rows(given, aligned: true) : zeros(v.shape, v.dtype, v.device);
         var kernels = new Kernels(q, v);
         var (dStates, dInitial) = kernels.States(q, dOutput, g, gradients[1]?.contiguous(), kernels.Chunks, backwards: true); // dS_{t−1} = a_t dS_t + …: the same recurrence
         var (dq, dk, dv, dLogDecay) = kernels.Gradient(q, k, v, g, dOutput, states, dStates);

@@ -36,8 +36,8 @@ internal sealed class FusedCudaSelectiveScan : OperatorFunction<FusedCudaSelecti
     // Inputs: x, Δ, A, B, C, initialState?, segment, whether a gradient will be asked for.
     protected override (Tensor[] Outputs, Tensor?[] Saved) Compute(autograd.AutogradContext context, object?[] inputs)
     {
-        var (x, delta, a) = (CudaSequence.Of((Tensor)inputs[0]!), CudaSequence.Of((Tensor)inputs[1]!), ((Tensor)inputs[2]!).contiguous());
-        var (b, c, initial) = (CudaSequence.Of((Tensor)inputs[3]!), CudaSequence.Of((Tensor)inputs[4]!), ((Tensor?)inputs[5])?.contiguous());
+        var (x, delta, a) = (CudaElements.Rows((Tensor)inputs[0]!), CudaElements.Rows((Tensor)inputs[1]!), ((Tensor)inputs[2]!).contiguous());
+        var (b, c, initial) = (CudaElements.Rows((Tensor)inputs[3]!), CudaElements.Rows((Tensor)inputs[4]!), ((Tensor?)inputs[5])?.contiguous());
         var plan = ScanPlan.For(x, delta, a, gradient: false);
         var scan = new Scan(plan, x, delta, a, b, c, initial, (int)(long)inputs[6]!) { Aligned = CudaSequence.Alignment(x, delta) == CudaElements.PackBytes ? 1 : 0 };
         var (y, final) = (empty(x.shape, x.dtype, x.device), empty([x.shape[0], .. a.shape], float32, x.device));
@@ -51,7 +51,7 @@ internal sealed class FusedCudaSelectiveScan : OperatorFunction<FusedCudaSelecti
     protected override Tensor?[] Differentiate(autograd.AutogradContext context, Tensor?[] saved, Tensor?[] gradients)
     {
         var (x, delta, a, b, c, initial, starts) = (saved[0]!, saved[1]!, saved[2]!, saved[3]!, saved[4]!, saved[5], saved[6]!);
-        var (dy, dFinal) = (CudaSequence.Of(gradients[0] ?? zeros_like(x)), gradients[1]?.contiguous());
+        var (dy, dFinal) = (CudaElements.Rows(gradients[0] ?? zeros_like(x)), gradients[1]?.contiguous());
         var plan = ScanPlan.For(x, delta, a, gradient: true);
         var scan = new Scan(plan, x, delta, a, b, c, initial, (int)(long)context.get_data("segment")) { Dy = new(dy), Aligned = CudaSequence.Alignment(x, delta, dy) == CudaElements.PackBytes ? 1 : 0 };
         Tensor New(ScalarType type, params long[] shape) => empty(shape, type, x.device);
